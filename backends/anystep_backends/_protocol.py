@@ -1,0 +1,62 @@
+"""What a backend adds to the array API standard, and nothing more.
+
+The core needs only the standard namespace of an array. Four things lie outside the standard: naming a device, making an
+array of a given dtype from NumPy and back, native random generators, and telling which entry of a table a 0-d array is
+without reading it from the device. A backend supplies these; an array library without a backend still steps.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "Backend"]
+
+Array = Any
+
+
+class Backend(Protocol):
+    """One array library, found through the entry-point group ``anystep.backends``."""
+
+    @property
+    def name(self) -> str:
+        """Top-level module of the arrays, such as ``"torch"``; also the entry point's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the installed library."""
+        ...
+
+    def devices(self) -> Sequence[str]:
+        """Names of the devices present on this machine; empty if the library cannot run here."""
+        ...
+
+    def device(self, name: Any = None) -> Any:
+        """The library's device object for a name, for one of its device objects, or the default for None."""
+        ...
+
+    def asarray(self, values: npt.ArrayLike, *, dtype: str | None = None, device: Any = None) -> Array:
+        """An array from host values; ``dtype`` is a name such as ``"bfloat16"``."""
+        ...
+
+    def to_numpy(self, x: Array) -> npt.NDArray[Any]:
+        """A host copy; bfloat16 becomes float32, which holds it exactly."""
+        ...
+
+    def generator(self, seed: int, device: Any = None) -> Any:
+        """The library's own random generator, seeded."""
+        ...
+
+    def normal(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
+        """Standard normals with the dtype and on the device of ``like``.
+
+        ``index`` is the step's number: a library whose generators are values (JAX keys) folds it in, so that one key
+        gives fresh noise at every step; a library whose generators advance by themselves ignores it.
+        """
+        ...
+
+    def position(self, table: Array, entry: Array) -> int | None:
+        """Index of ``entry`` in the 1-d ``table`` if ``entry`` is a view of it, found without reading device memory."""
+        ...
