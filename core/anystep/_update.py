@@ -1,0 +1,179 @@
+"""One step on arrays: a linear combination with the coefficients of one plan row.
+
+Only ``*`` and ``+`` touch the user's arrays (and the threshold's clip where one is set). Coefficients meet them as Python floats, or as
+gathered tables when the index is an array, so nothing is read from a device and nothing branches on a value.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from anystep._array import Array, Kind, kind, place
+from anystep.plan import Plan
+
+__all__ = ["State", "estimate", "init", "scale_input", "update"]
+
+
+class State(NamedTuple):
+    """All that a sampler carries from call to call; a JAX pytree as it is."""
+
+    x: Array
+    """The sample."""
+    memory: tuple[Array, ...] = ()
+    """Arrays of earlier calls, as many as the plan has memories."""
+
+
+def init(plan: Plan, x: Array) -> State:
+    """The state before the first call.
+
+    Parameters
+    ----------
+    plan
+        Any plan.
+    x
+        Start sample, any shape, batch first; kept by reference, never written to.
+
+    Returns
+    -------
+    State
+        Its memories refer to ``x`` until a row has written them; no row reads one earlier.
+    """
+    kind(x)
+    return State(x, (x,) * plan.memories)
+
+
+def scale_input(plan: Plan, i: Any, x: Array) -> Array:
+    """The model's input at call i, ``input_scale[i] * x``, with the dtype of ``x``; ``x`` itself where the factor is always 1."""
+    if plan.identity_input:
+        return x
+    found = kind(x)
+    return _finish(plan.input_combination(_index(plan, i, x, found), (_widen(x, found),), x), x, found)
+
+
+def estimate(plan: Plan, i: Any, x: Array, model_output: Array) -> Array:
+    """The estimate x̂₀ of the clean sample at call i, bounded if the plan has a threshold; dtype and device of ``x``."""
+    found = kind(x)
+    pair = (_widen(x, found), _widen(_checked(x, model_output, "model_output"), found))
+    return _finish(_estimate(plan, _index(plan, i, x, found), pair, x), x, found)
+
+
+def update(
+    plan: Plan, i: Any, state: State, model_output: Array, noise: Array | Sequence[Array] | None = None
+) -> State:
+    """One model call's worth of sampling.
+
+    Parameters
+    ----------
+    plan
+        The table, N rows.
+    i
+        Which row: a Python int in [0, N); or an integer array of the sample's library, of shape (B,) for one row per sample or 0-d,
+        traced or not. Such an array is not range-checked: that would read it from the device.
+    state
+        From `init` or the call before; its arrays are never written to.
+    model_output
+        The model's output at this call, shape of ``state.x``.
+    noise
+        Standard normals of that shape if the plan is stochastic; a sequence of R of them if it has R > 1 noises. May be left out at a call
+        that does not use it.
+
+    Returns
+    -------
+    State
+        New arrays with shape, dtype and device of ``state.x``; a memory that only moves is passed on by reference.
+
+    Raises
+    ------
+    IndexError
+        If a Python int ``i`` is outside the plan.
+    TypeError, ValueError
+        If a dtype or shape differs, noise is missing for a stochastic call, or given to a plan that has none.
+
+    Examples
+    --------
+    >>> from anystep import DDIM, BetaSchedule, Leading
+    >>> plan = DDIM().plan(Leading().levels(BetaSchedule.named("linear"), steps=2), "sample")
+    >>> x0, state = np.zeros((1, 3)), init(plan, np.ones((1, 3)))
+    >>> for i in range(len(plan)):
+    ...     state = update(plan, i, state, model_output=x0)
+    >>> state.x  # a model that knows the clean sample is believed in the end
+    array([[0., 0., 0.]])
+    """
+    x = state.x
+    found = kind(x)
+    i = _index(plan, i, x, found)
+    if len(state.memory) != plan.memories:
+        raise ValueError(f"state has {len(state.memory)} memories, the plan {plan.memories}: start with init(plan, x).")
+    narrow = [x, _checked(x, model_output, "model_output"), None, *state.memory, *_noises(plan, i, x, noise)]
+    wide = [None if array is None else _widen(array, found) for array in narrow]
+    if plan.threshold is not None:
+        wide[2] = _estimate(plan, i, wide[:2], x)
+    out: list[Array] = []
+    for source, combination in plan.combinations:
+        if source is not None:
+            out.append(narrow[source])
+        else:
+            out.append(_finish(combination(i, wide, x), x, found))
+    return State(out[0], tuple(out[1:]))
+
+
+def _estimate(plan: Plan, i: Any, pair: Sequence[Array], x: Array) -> Array:
+    """x̂₀ in working precision."""
+    x0 = plan.estimate_combination(i, pair, x)
+    return x0 if plan.threshold is None else plan.threshold(x0)
+
+
+def _widen(array: Array, found: Kind) -> Array:
+    """The array in working precision."""
+    return array if array.dtype == found.work else found.xp.astype(array, found.work, copy=False)
+
+
+def _finish(total: Array, x: Array, found: Kind) -> Array:
+    """Rounded once to the dtype of ``x``; NumPy's 0-d results made arrays again."""
+    if found.rounds:
+        total = found.xp.astype(total, x.dtype, copy=False)
+    return np.asarray(total) if isinstance(total, np.generic) and not isinstance(x, np.generic) else total
+
+
+def _index(plan: Plan, i: Any, x: Array, found: Kind) -> Any:
+    """A Python int in range, or an integer array that fits ``x``."""
+    if isinstance(i, int | np.integer):
+        if not 0 <= i < len(plan):
+            raise IndexError(f"i={i} is outside [0, {len(plan)}): the plan has {len(plan)} rows; stop, or make a longer plan.")
+        return int(i)
+    if isinstance(i, np.ndarray | list | tuple):  # known on the host: check, then move to where x is
+        rows = np.asarray(i)  # pyright: ignore[reportUnknownArgumentType]
+        if rows.size and not (rows.dtype.kind in "iu" and 0 <= rows.min() and rows.max() < len(plan)):
+            raise IndexError(f"i={rows.tolist()}: expected integers in [0, {len(plan)}), one row of the plan per sample.")
+        i = found.xp.asarray(rows.astype(np.int64), device=place(x))
+    if i.ndim > 1 or (i.ndim == 1 and (x.ndim == 0 or i.shape[0] != x.shape[0])):
+        raise ValueError(f"i has shape {tuple(i.shape)}: expected 0-d or one row per sample, shape ({x.shape[:1]}).")
+    if not found.xp.isdtype(i.dtype, "integral"):
+        raise TypeError(f"i has dtype {i.dtype}: expected integers, rows of the plan.")
+    return i
+
+
+def _checked(x: Array, array: Array, name: str) -> Array:
+    if kind(array, name).xp is not kind(x).xp:
+        raise TypeError(f"{name} is a {type(array).__module__} array, the sample a {type(x).__module__} one: convert one of them.")
+    if array.shape != x.shape:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {tuple(x.shape)}, the shape of the sample.")
+    return array
+
+
+def _noises(plan: Plan, i: Any, x: Array, noise: Array | Sequence[Array] | None) -> list[Array | None]:
+    if not plan.noises:
+        if noise is not None:
+            raise ValueError("noise was given, but the plan is deterministic: leave it out, or ask for a stochastic sampler.")
+        return []
+    if noise is None:
+        if isinstance(i, int) and not plan.stochastic[i]:
+            return [None] * plan.noises
+        raise ValueError(f"noise is missing: the plan is stochastic; pass {plan.noises} array(s) of standard normals like the sample.")
+    several = cast("Sequence[Array]", noise if isinstance(noise, list | tuple) else (noise,))
+    if len(several) != plan.noises:
+        raise ValueError(f"noise holds {len(several)} array(s): the plan takes {plan.noises} at each call.")
+    return [_checked(x, array, "noise") for array in several]
+
+

@@ -1,0 +1,158 @@
+"""Points of a forward process and the descending chain of them that a sampler walks.
+
+A level is (t, alpha_t, sigma_t) with x_t = alpha_t x_0 + sigma_t eps. Its noise-to-signal ratio sigma_t / alpha_t, the
+``karras_sigma`` of Karras et al. (2022), does not change when x_t is rescaled, so it names a level in any coordinates.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anystep._array import Float64
+
+__all__ = ["Level", "Levels", "check_descending"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level, or many at once: each field is a float64 scalar or array, all of one shape.
+
+    Parameters
+    ----------
+    t
+        What a model trained on the process is told, in the model's own unit.
+    alpha_t
+        Factor on the clean sample, >= 0.
+    sigma_t
+        Standard deviation of the noise, >= 0.
+
+    Examples
+    --------
+    >>> level = Level(t=500, alpha_t=0.6, sigma_t=0.8)
+    >>> round(float(level.karras_sigma), 4), round(float(level.lambda_t), 4)
+    (1.3333, -0.2877)
+    """
+
+    t: Any
+    alpha_t: Any
+    sigma_t: Any
+
+    @property
+    def karras_sigma(self) -> Any:
+        """sigma_t / alpha_t; infinite where alpha_t is 0."""
+        with np.errstate(divide="ignore"):
+            return np.divide(self.sigma_t, self.alpha_t)
+
+    @property
+    def lambda_t(self) -> Any:
+        """log(alpha_t / sigma_t), half the log signal-to-noise ratio; infinite where either is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha_t) - np.log(self.sigma_t)
+
+    def __getitem__(self, index: Any) -> "Level":
+        return Level(*(np.asarray(part)[index] for part in (self.t, self.alpha_t, self.sigma_t)))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The two ends of every step, in the coordinates of the sampler.
+
+    Parameters
+    ----------
+    cur, nxt
+        Levels at the start and at the end of each step, fields of shape (N,). In a chain ``nxt[i]`` is ``cur[i + 1]``; a
+        facade that reproduces a scheduler whose steps do not meet gives the two apart.
+    scale
+        Factor from the sampler's coordinates to those of the model, shape (N,): 1 when the sampler works on x_t itself,
+        alpha_t when it works on x_t / alpha_t.
+
+    Raises
+    ------
+    ValueError
+        If there is no step, a value is not finite, or a level is not less noisy than the one before it.
+    """
+
+    cur: Level
+    nxt: Level
+    scale: Float64 = field(default_factory=lambda: np.ones(1))
+
+    def __post_init__(self) -> None:
+        count = np.shape(self.cur.sigma_t)
+        object.__setattr__(self, "scale", np.broadcast_to(np.asarray(self.scale, float), count))
+        if not count or count[0] < 1:
+            raise ValueError("levels are empty: a plan needs at least one step; ask for steps >= 1.")
+        # t of a final level means nothing (no model is called there), so it may be NaN.
+        for name, part in (
+            ("alpha_t", [self.cur.alpha_t, self.nxt.alpha_t]),
+            ("sigma_t", [self.cur.sigma_t, self.nxt.sigma_t]),
+            ("timesteps", [self.cur.t]),
+        ):
+            _check_finite(name, np.concatenate([np.atleast_1d(p) for p in part]))
+        if np.any(np.asarray(self.cur.sigma_t) <= 0):
+            raise ValueError("sigma_t is 0 at a level where the model is called: only the final level may have no noise.")
+        if np.any(self.nxt.karras_sigma > self.cur.karras_sigma):
+            raise ValueError("levels ascend: each step must end at a level with less noise than it starts from.")
+
+    @classmethod
+    def chain(cls, t: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, scale: npt.ArrayLike = 1.0) -> "Levels":
+        """Levels from N + 1 points, noisiest first, final level included.
+
+        Examples
+        --------
+        >>> levels = Levels.chain([2, 1, 0], [1, 1, 1], [4.0, 2.0, 0.0])
+        >>> levels.steps, levels.nxt.sigma_t.tolist()
+        (2, [2.0, 0.0])
+        """
+        points = Level(*(np.array(part, float) for part in (t, alpha_t, sigma_t)))
+        check_descending("sigmas", points.karras_sigma)
+        return cls(points[:-1], points[1:], np.asarray(scale, float))
+
+    @property
+    def steps(self) -> int:
+        """Number of steps N."""
+        return len(self.cur.sigma_t)
+
+    def to_karras(self) -> "Levels":
+        """The same levels for a sampler that works on x_t / alpha_t, where alpha is 1 and sigma is ``karras_sigma``."""
+
+        def convert(level: Level) -> Level:
+            return Level(level.t, np.ones_like(level.alpha_t), level.karras_sigma)
+
+        return replace(self, cur=convert(self.cur), nxt=convert(self.nxt), scale=self.scale * self.cur.alpha_t)
+
+    @property
+    def model_level(self) -> Level:
+        """``cur`` in the model's coordinates, where the prediction's formulas hold."""
+        return Level(self.cur.t, self.scale * self.cur.alpha_t, self.scale * self.cur.sigma_t)
+
+
+def check_descending(name: str, values: npt.ArrayLike) -> None:
+    """Raise ValueError unless the values are finite numbers that strictly descend.
+
+    Examples
+    --------
+    >>> check_descending("sigmas", [3.0, 1.0, 2.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: sigmas[2]=2.0 is not below sigmas[1]=1.0: expected strictly descending values; sort them, noisiest first.
+    """
+    array = np.asarray(values, float)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}: expected a flat list of numbers.")
+    _check_finite(name, array, first_may_be_infinite=True)
+    for i in np.flatnonzero(np.diff(array) >= 0)[:1]:
+        raise ValueError(
+            f"{name}[{i + 1}]={array[i + 1]} is not below {name}[{i}]={array[i]}: "
+            "expected strictly descending values; sort them, noisiest first."
+        )
+
+
+def _check_finite(name: str, array: Float64, *, first_may_be_infinite: bool = False) -> None:
+    bad = ~np.isfinite(array)
+    if first_may_be_infinite and bad.size and array[0] == np.inf:  # alpha_t = 0: pure noise
+        bad[0] = False
+    if bad.any() or (array < 0).any() and name != "timesteps":
+        i = int(np.flatnonzero(bad | (array < 0))[0])
+        raise ValueError(f"{name}[{i}]={array[i]}: expected finite numbers >= 0; check how the levels were made.")

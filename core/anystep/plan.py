@@ -1,0 +1,278 @@
+"""A scheduler as a table of numbers: what `update` reads at each model call, made once on the host in float64.
+
+Row i of a plan describes model call i. With x the sample, m the model's output, x̂₀ the estimate of the clean sample, memories
+carried from earlier calls and fresh noises z, every continuous scheduler's step is
+
+    next x, next memory_1 .. memory_K  =  update[i] @ (x, m, x̂₀, memory_1 .. memory_K, z_1 .. z_R)
+
+where x̂₀ = estimate[i] @ (x, m). All that tells one scheduler from another is in these coefficients.
+"""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anystep._array import Float64
+from anystep._combination import Combination
+from anystep.levels import Levels
+from anystep.predictions import Prediction
+from anystep.thresholding import Threshold
+
+__all__ = ["Plan", "compose", "write_atomically"]
+
+X, MODEL_OUTPUT, X0, FIRST_MEMORY = 0, 1, 2, 3
+"""Columns of ``update``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Immutable float64 tables of N rows, one a model call, with K memories and R noises.
+
+    Parameters
+    ----------
+    timesteps
+        What the model is told at each call, shape (N,).
+    alpha, sigma
+        Level of each call and, last, the level the sample ends at, shape (N + 1,).
+    input_scale
+        Factor on the sample before the model, shape (N,).
+    estimate
+        (a, b) of x̂₀ = a x + b m, shape (N, 2).
+    update
+        Coefficients, shape (N, 1 + K, 3 + K + R); see the module.
+    threshold
+        Bound on x̂₀ between estimate and update, or None. Without one, x̂₀ folds into the columns of x and m.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other or a number is not finite.
+
+    Notes
+    -----
+    Equal plans compare equal with ``==`` and hash alike. Arrays are read-only, so a plan may be shared between threads.
+    """
+
+    timesteps: Float64
+    alpha: Float64
+    sigma: Float64
+    input_scale: Float64
+    estimate: Float64
+    update: Float64
+    threshold: Threshold | None = None
+
+    def __post_init__(self) -> None:
+        for name in _TABLES:
+            table = np.array(getattr(self, name), dtype=np.float64)
+            if not np.isfinite(table).all():
+                where = np.argwhere(~np.isfinite(table))[0].tolist()
+                raise ValueError(f"{name}{where}={table[tuple(where)]}: expected finite coefficients; check the levels.")
+            table.flags.writeable = False
+            object.__setattr__(self, name, table)
+        count, shape = len(self.timesteps), self.update.shape
+        expected = {"timesteps": (count,), "alpha": (count + 1,), "sigma": (count + 1,), "input_scale": (count,)}
+        expected |= {"estimate": (count, 2), "update": (count, *shape[1:])}
+        for name, wanted in expected.items():
+            if getattr(self, name).shape != wanted or count < 1:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}: expected {wanted} for {count} rows.")
+        if len(shape) != 3 or shape[1] < 1 or shape[2] < 2 + shape[1]:
+            raise ValueError(f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises.")
+
+    def __len__(self) -> int:
+        """Number of model calls N."""
+        return len(self.timesteps)
+
+    @property
+    def memories(self) -> int:
+        """Number K of arrays carried from call to call beside the sample."""
+        return self.update.shape[1] - 1
+
+    @property
+    def noises(self) -> int:
+        """Number R of fresh standard-normal arrays that a call consumes."""
+        return self.update.shape[2] - FIRST_MEMORY - self.memories
+
+    @cached_property
+    def stochastic(self) -> npt.NDArray[np.bool_]:
+        """Whether each call uses its noise, shape (N,)."""
+        return (self.update[:, :, FIRST_MEMORY + self.memories :] != 0).any(axis=(1, 2))
+
+    @cached_property
+    def folded(self) -> Float64:
+        """``update`` as applied: without a threshold, x̂₀'s column is folded into those of x and m and left 0."""
+        table = self.update.copy()
+        if self.threshold is None:
+            table[:, :, :2] += table[:, :, X0, None] * self.estimate[:, None, :]
+            table[:, :, X0] = 0.0
+        table.flags.writeable = False
+        return table
+
+    @cached_property
+    def combinations(self) -> tuple[tuple[int | None, Combination], ...]:
+        """For each output of a call: the column it passes on unchanged in every row, or None; and how to form it."""
+        rows = [self.folded[:, row] for row in range(1 + self.memories)]
+        # The next sample is always a new array, so that a caller may write to it; x̂₀ exists only in working precision.
+        sources = [None, *(Combination.source(table) for table in rows[1:])]
+        return tuple(
+            (None if source == X0 else source, Combination(table)) for source, table in zip(sources, rows, strict=True)
+        )
+
+    @cached_property
+    def estimate_combination(self) -> Combination:
+        """How to form x̂₀."""
+        return Combination(self.estimate)
+
+    @cached_property
+    def input_combination(self) -> Combination:
+        """How to form the model's input."""
+        return Combination(self.input_scale[:, None])
+
+    @cached_property
+    def identity_input(self) -> bool:
+        """Whether the model takes the sample as it is at every call."""
+        return bool((self.input_scale == 1.0).all())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return (*(getattr(self, name).tobytes() for name in _TABLES), self.update.shape, self.threshold)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; float64 values survive exactly.
+
+        Examples
+        --------
+        >>> from anystep import DDIM, BetaSchedule, Leading
+        >>> plan = DDIM().plan(Leading().levels(BetaSchedule.named("linear"), steps=3), "epsilon")
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        """
+        tables = {name: getattr(self, name).tolist() for name in _TABLES}
+        threshold = None if self.threshold is None else self.threshold.to_dict()
+        return json.dumps({"format": _FORMAT, **tables, "threshold": threshold})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Plan":
+        """The plan that `to_json` wrote; ValueError if the text is anything else."""
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not a plan: {error}; expected the text of Plan.to_json.") from error
+        return cls._from_fields(found)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a ``.json`` or ``.npz`` file, whole or not at all."""
+        if Path(path).suffix == ".npz":
+            buffer = io.BytesIO()
+            tables = {name: getattr(self, name) for name in _TABLES}
+            threshold = None if self.threshold is None else self.threshold.to_dict()
+            np.savez(buffer, format=np.array(_FORMAT), threshold=np.array(json.dumps(threshold)), **tables)
+            write_atomically(path, buffer.getvalue())
+        else:
+            write_atomically(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Read a file that `save` wrote. Data only: nothing in the file can run."""
+        if Path(path).suffix != ".npz":
+            return cls.from_json(Path(path).read_bytes())
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                found: dict[str, Any] = {name: archive[name] for name in archive.files}
+            found["format"] = str(found.get("format"))
+            found["threshold"] = json.loads(str(found.get("threshold", "null")))
+        except OSError:
+            raise
+        except Exception as error:  # zipfile, zlib and NumPy each have errors of their own for a damaged archive
+            raise ValueError(f"{path}: not a plan ({error}); expected a file of Plan.save.") from error
+        return cls._from_fields(found)
+
+    @classmethod
+    def _from_fields(cls, found: Any) -> "Plan":
+        if not isinstance(found, Mapping) or found.get("format") != _FORMAT:  # pyright: ignore[reportUnknownMemberType]
+            raise ValueError(f"not a plan: expected the fields of {_FORMAT!r}; write one with Plan.save.")
+        missing = [name for name in _TABLES if name not in found]
+        if missing:
+            raise ValueError(f"not a plan: {missing[0]} is missing; write one with Plan.save.")
+        try:
+            tables = [np.asarray(found[name], dtype=np.float64) for name in _TABLES]  # pyright: ignore[reportUnknownArgumentType]
+            threshold = Threshold.from_dict(found.get("threshold"))  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a plan: {error}.") from error
+        return cls(*tables, threshold=threshold)
+
+
+_TABLES = tuple(field.name for field in fields(Plan) if field.name != "threshold")
+_FORMAT = "anystep plan 1"
+
+
+def compose(levels: Levels, prediction: Prediction, rows: Float64, threshold: Threshold | None = None) -> Plan:
+    """A plan from a sampler's rows, which know nothing of what the model predicts.
+
+    Parameters
+    ----------
+    levels
+        Ends of the N steps, a model call each.
+    prediction
+        What the model returns.
+    rows
+        The sampler's coefficients, shape (N, 1 + K, 3 + K + R), whose columns are (x, ε̂, x̂₀, memories, noises): like a plan's, with
+        the noise estimate in place of the raw model output.
+    threshold
+        Bound on x̂₀; ε̂ stays the unbounded one.
+
+    Raises
+    ------
+    ValueError
+        If the model predicts ε at a level without signal (alpha_t = 0) and nothing bounds x̂₀.
+    """
+    level = levels.model_level
+    if threshold is None and prediction.name in ("epsilon", "score") and np.any(level.alpha_t <= 0):
+        raise ValueError(
+            f"prediction={prediction.name!r} cannot recover the clean sample at alpha_t = 0 (zero terminal SNR): train with "
+            "v_prediction or sample, clip the estimate, or choose a spacing that skips the last training timestep."
+        )
+    a, b = prediction.to_sample(level)
+    c, d = prediction.to_noise(level)
+    table = np.array(rows, dtype=np.float64)
+    noise = table[:, :, MODEL_OUTPUT].copy()
+    table[:, :, X] += noise * (c * levels.scale)[:, None]
+    table[:, :, MODEL_OUTPUT] = noise * np.asarray(d)[:, None]
+    return Plan(
+        timesteps=prediction.timestep(level),
+        alpha=np.append(levels.cur.alpha_t, levels.nxt.alpha_t[-1]),
+        sigma=np.append(levels.cur.sigma_t, levels.nxt.sigma_t[-1]),
+        input_scale=levels.scale * prediction.input_scale(level),
+        estimate=np.stack([a * levels.scale, b], axis=-1),
+        update=table,
+        threshold=threshold,
+    )
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or leave what was there: a temporary file beside it, synced, then renamed over it."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

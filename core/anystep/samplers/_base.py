@@ -1,0 +1,62 @@
+"""What a sampler is: levels in, rows of coefficients out."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from anystep._array import Float64
+from anystep.levels import Levels
+from anystep.plan import Plan, compose
+from anystep.predictions import Prediction, prediction
+from anystep.thresholding import Threshold
+
+__all__ = ["Sampler"]
+
+
+class Sampler(ABC):
+    """Abstract: one method of solving the reverse process."""
+
+    order: ClassVar[int]
+    """Order of convergence of its deterministic form, as tested."""
+
+    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
+        """The table that `anystep.update` runs.
+
+        Parameters
+        ----------
+        levels
+            From a spacing, or made by hand.
+        predicts
+            What the model returns: a `Prediction` or its name.
+        threshold
+            Bound on the estimate of the clean sample, or None.
+        """
+        return compose(levels, prediction(predicts), self.rows(levels), threshold)
+
+    @abstractmethod
+    def rows(self, levels: Levels) -> Float64:
+        """Coefficients of (x, ε̂, x̂₀, memories, noises), shape (N, 1 + K, 3 + K + R); see `anystep.plan.compose`."""
+
+
+def one_step_rows(x: Float64, noise_estimate: Float64, x0: Float64, noise: Float64 | None = None) -> Float64:
+    """Rows of a method without memory: four columns, or three if no row adds noise."""
+    columns = [x, noise_estimate, x0]
+    if noise is not None and (noise != 0).any():
+        columns.append(noise)
+    return np.stack(np.broadcast_arrays(*columns), axis=-1)[:, None, :]
+
+
+def posterior_std(levels: Levels) -> Float64:
+    """Standard deviation of x at the next level given x and x_0.
+
+    Ho, Jain, Abbeel 2020, equation 7, for any process: with alpha = alpha_cur / alpha_nxt the part of the signal that the step kept,
+    √(sigma_cur² - alpha² sigma_nxt²) sigma_nxt / sigma_cur.
+    """
+    return added_std(levels) * levels.nxt.sigma_t / levels.cur.sigma_t
+
+
+def added_std(levels: Levels) -> Float64:
+    """Standard deviation of the noise that the forward process adds from ``nxt`` to ``cur``."""
+    kept = levels.cur.alpha_t / levels.nxt.alpha_t
+    return np.sqrt(np.maximum(levels.cur.sigma_t**2 - (kept * levels.nxt.sigma_t) ** 2, 0.0))

@@ -1,0 +1,249 @@
+"""What all diffusers-named classes share: from config to parts, tables handed out, noise drawn. No mathematics."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from anystep._array import Array, backend, backend_names, backend_of, host, loaded
+from anystep.predictions import PREDICTIONS
+from anystep.schedules import BETAS, BetaSchedule
+from anystep.schedulers._config import ConfigMixin
+from anystep.schedulers._mixin import SchedulerMixin
+from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
+from anystep.thresholding import Clip, DynamicThreshold, Threshold
+
+__all__ = ["Facade", "answer", "reject_steps"]
+
+
+class Facade(SchedulerMixin, ConfigMixin):
+    """Abstract base of schedulers on a table of betas."""
+
+    order: ClassVar[int] = 1
+    deviations: ClassVar[Mapping[str, str]] = {}
+    """Ids of docs/deviations.md that `corrected` can turn off for this class, and what each one is."""
+
+    _corrections: frozenset[str] = frozenset()
+    _target: tuple[Any, Any] | None = None
+    """(backend, device) of the tables handed out; None for NumPy."""
+    num_inference_steps: int | None = None
+    timesteps: Any
+
+    def _configured(self) -> None:
+        """Rebuild everything that follows from the config; called by the constructor and whenever the config is replaced."""
+        config = self.config
+        _check_config(config)
+        self._schedule = self._build_schedule()
+        self._reset()
+
+    def _build_schedule(self) -> BetaSchedule:
+        config = self.config
+        if config["trained_betas"] is not None:
+            schedule = BetaSchedule(np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation)
+        else:
+            ends = {key: config[key] for key in ("beta_start", "beta_end")}
+            schedule = BetaSchedule.named(
+                config["beta_schedule"], config["num_train_timesteps"], **ends, **self._interpolation
+            )
+        return schedule.rescaled_to_zero_terminal_snr(self._terminal) if config.get("rescale_betas_zero_snr") else schedule
+
+    _interpolation: ClassVar[Mapping[str, Any]] = {}
+    _terminal: ClassVar[float] = 0.0
+
+    def _reset(self) -> None:
+        """Forget plans; keep timesteps if they were set."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> BetaSchedule:
+        """The forward process of the config, for anystep's own face."""
+        return self._schedule
+
+    def corrected(self, *ids: str) -> Self:
+        """A copy that follows the papers where this class follows diffusers' different but finite results.
+
+        Parameters
+        ----------
+        ids
+            Which of ``deviations`` to correct; all of them by default.
+
+        Raises
+        ------
+        ValueError
+            If an id is not one of this class.
+        """
+        unknown = sorted(set(ids) - set(self.deviations))
+        if unknown:
+            raise ValueError(f"ids={unknown}: expected some of {sorted(self.deviations)}; docs/deviations.md describes them.")
+        clone = copy.copy(self)
+        clone._corrections = frozenset(ids or self.deviations)
+        clone.num_inference_steps = None
+        clone._configured()
+        return clone
+
+    def to(self, device: Any) -> Self:
+        """Hand out tables (``timesteps``, ``alphas_cumprod``, ...) as arrays of another library.
+
+        Parameters
+        ----------
+        device
+            A device object (`torch.device`, `jax.Device`, ...), the name of a backend such as ``"torch"``, or, once PyTorch is imported, a
+            device string of PyTorch's such as ``"cuda:0"``.
+
+        Returns
+        -------
+        Self
+            The same scheduler.
+        """
+        self._target = _target(device)
+        self._hand_out()
+        return self
+
+    def _hand_out(self) -> None:
+        """Convert what is kept as an attribute because loops iterate over it."""
+        self.timesteps = self._export(self._times)
+
+    _times: Any
+
+    def _export(self, values: Any) -> Any:
+        """Host values as an array of the library that tables are handed out in."""
+        table = np.array(values)
+        if self._target is None:
+            return table
+        found, device = self._target
+        floats = table.dtype.kind == "f"
+        return found.asarray(table, dtype="float32" if floats else None, device=device)
+
+    @property
+    def betas(self) -> Any:
+        """beta_t of every training timestep, shape (T,)."""
+        return self._export(self._schedule.betas)
+
+    @property
+    def alphas(self) -> Any:
+        """1 - beta_t, shape (T,)."""
+        return self._export(1 - self._schedule.betas)
+
+    @property
+    def alphas_cumprod(self) -> Any:
+        """alpha_t² of every training timestep, shape (T,)."""
+        return self._export(self._schedule.alphas_cumprod)
+
+    def __len__(self) -> int:
+        """Number of training timesteps."""
+        return self.config["num_train_timesteps"]
+
+    @property
+    def _threshold(self) -> Threshold | None:
+        config = self.config
+        if config.get("thresholding"):
+            return DynamicThreshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return Clip(config["clip_sample_range"]) if config.get("clip_sample") else None
+
+    def _number(self, timestep: Any) -> float:
+        """A timestep as a number, without reading a device where it is an entry of ``timesteps``."""
+        if isinstance(timestep, int | float | np.number):
+            return float(timestep)
+        found = backend_of(timestep)
+        position = None if found is None or self._target is None else found.position(self.timesteps, timestep)
+        if position is not None:
+            return float(self._times[position])
+        values = host(timestep)
+        if values.size != 1:
+            raise ValueError(f"timestep has shape {values.shape}: expected one number for the whole batch; see anystep.update.")
+        return float(values.reshape(()))
+
+    def _commit(self, device: Any, build: Callable[["Facade"], Any], **changes: Any) -> None:
+        """Make changes on a copy, build what follows from them there, and take them over only if nothing was raised."""
+        trial = copy.copy(self)
+        vars(trial).update(changes)
+        if device is not None:
+            trial._target = _target(device)
+        build(trial)
+        trial._hand_out()
+        vars(self).update(vars(trial))
+
+
+def answer(
+    kind: type[SchedulerOutput], prev_sample: Array, make_estimate: Callable[[], Array], return_dict: bool
+) -> SchedulerOutput | tuple[Any, ...]:
+    """What `step` returns, with the estimate of the clean sample computed when it is read."""
+    lazy = Lazy(make_estimate)
+    return kind(prev_sample, lazy) if return_dict else LazyTuple((prev_sample, lazy))
+
+
+def choice(name: str, value: Any, options: Any, error: type[Exception] = ValueError) -> None:
+    """Raise unless the value is one of the options."""
+    if value not in options:
+        raise error(f"{name}={value!r}: expected one of {', '.join(map(str, options))}.")
+
+
+_CHOICES: dict[str, tuple[Any, type[Exception]]] = {
+    "beta_schedule": (tuple(BETAS), NotImplementedError),
+    "prediction_type": (tuple(PREDICTIONS), ValueError),
+    "timestep_spacing": (("leading", "trailing", "linspace"), ValueError),
+    "final_sigmas_type": (("zero", "sigma_min"), ValueError),
+    "interpolation_type": (("linear", "log_linear"), ValueError),
+    "timestep_type": (("discrete", "continuous"), ValueError),
+    "variance_type": (
+        ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
+        ValueError,
+    ),
+}
+_FLAGS = (
+    "thresholding", "clip_sample", "set_alpha_to_one", "rescale_betas_zero_snr",
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+)  # fmt: skip
+_NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio")
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raise a clear error for a value that no scheduler takes; keys that a class lacks are not looked at."""
+    for name, (options, error) in _CHOICES.items():
+        if name in config and not (name == "prediction_type" and config[name] == "original_sample"):
+            choice(name, config[name], options, error)
+    for name in _FLAGS:
+        if config.get(name) not in (None, True, False):
+            raise ValueError(f"{name}={config[name]!r}: expected true or false.")
+    for name in _NUMBERS:
+        value = config.get(name)
+        if name in config and (isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value):
+            raise ValueError(f"{name}={value!r}: expected a number.")
+    count = config["num_train_timesteps"]
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 10**7:
+        raise ValueError(f"num_train_timesteps={count!r}: expected an integer in [1, 10000000], such as 1000.")
+    offset = config.get("steps_offset", 0)
+    if isinstance(offset, bool) or not isinstance(offset, int | np.integer) or not -count <= offset < count:
+        raise ValueError(f"steps_offset={offset!r}: expected an integer, such as 0 or 1.")
+
+
+def reject_steps(num_inference_steps: Any, train_timesteps: int | None = None) -> int:
+    """The number of inference steps as an int, or ValueError."""
+    value = num_inference_steps
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"num_inference_steps={value!r}: expected an integer >= 1.")
+    if train_timesteps is not None and value > train_timesteps:
+        raise ValueError(
+            f"num_inference_steps={value}: expected at most num_train_timesteps={train_timesteps}; the model knows no more."
+        )
+    return int(value)
+
+
+def _target(device: Any) -> tuple[Any, Any] | None:
+    """(backend, device object) that a device names; None for NumPy."""
+    if device is None or device == "numpy":
+        return None
+    if isinstance(device, str):
+        if device in backend_names():
+            found = backend(device)
+            return found, found.device(None)
+        if loaded("torch") is None:
+            if device == "cpu":
+                return None
+            raise ValueError(f"device={device!r}: expected a device object, or one of the backends {backend_names()}.")
+        return (found := backend("torch")), found.device(device)
+    found = backend_of(device)
+    if found is None:
+        raise ValueError(f"device={device!r}: expected a device object of one of the backends {backend_names()}.")
+    return None if found.name == "numpy" else (found, found.device(device))
