@@ -1,8 +1,9 @@
 """anystep: diffusion-model schedulers for every array library.
 
-A scheduler is a table of numbers, made once on the host (`anystep.plan`), and a linear combination of arrays at each step
-(`anystep.update`). Two faces use them: the diffusers-named classes (`DDIMScheduler`, ...), and free composition of a schedule, a spacing, a
-sampler and a prediction. Names are loaded when they are first used.
+A scheduler is a table of numbers, made once on the host (`anystep.plan`), and a linear combination of arrays
+at each step (`anystep.update`). Two faces use them: the diffusers-named classes (`DDIMScheduler`, ...), and
+free composition of a schedule, a spacing, a sampler and a prediction. Names are loaded when they are first
+used.
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ from anystep._version import __version__
 
 if TYPE_CHECKING:
     from anystep._draw import draw
+    from anystep._update import State, estimate, init, scale_input, update
     from anystep.forward import add_noise, snr, target, velocity
     from anystep.levels import Level, Levels
     from anystep.plan import Plan
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
         dynamic_shift,
     )
     from anystep.thresholding import Clip, DynamicThreshold, Threshold
-    from anystep._update import State, estimate, init, scale_input, update
 
 _HOMES = {
     "_draw": "draw",
@@ -62,7 +63,7 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "__version__",
     *_HOME,
 ]

@@ -1,7 +1,8 @@
 """What the core asks of an array: its namespace, its working precision, its device, and its backend.
 
-This is the only file that imports array_api_compat, and no file imports a framework: an array brings its own namespace, and a
-backend is loaded through its entry point when something outside the array API standard is needed.
+This is the only file that imports array_api_compat, and no file imports a framework: an array brings its own
+namespace, and a backend is loaded through its entry point when something outside the array API standard is
+needed.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,19 @@ from array_api_compat import array_namespace, device  # pyright: ignore[reportUn
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Array", "Float64", "Kind", "backend", "backend_names", "backend_of", "expand", "host", "kind", "like", "namespace"]
+__all__ = [
+    "Array",
+    "Float64",
+    "Kind",
+    "backend",
+    "backend_names",
+    "backend_of",
+    "expand",
+    "host",
+    "kind",
+    "like",
+    "namespace",
+]
 
 Array: TypeAlias = Any
 Float64: TypeAlias = npt.NDArray[np.float64]
@@ -53,7 +66,9 @@ def _find_kind(x: Array, name: str) -> Kind:
     if label.split(".")[-1] in ("float16", "bfloat16"):
         return Kind(xp, xp.float32, True)
     if not xp.isdtype(x.dtype, "real floating"):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a real floating dtype; cast it, for example to float32.")
+        raise TypeError(
+            f"{name} has dtype {x.dtype}: expected a real floating dtype; cast it, for example to float32."
+        )
     return Kind(xp, x.dtype, False)
 
 
@@ -70,16 +85,24 @@ def namespace(*xs: Array) -> Any:
         return array_namespace(*xs)
     except TypeError as error:
         names = ", ".join(type(x).__module__.split(".")[0] + "." + type(x).__name__ for x in xs)
-        raise TypeError(f"{names}: expected arrays of one array-API library; convert them to one first.") from error
+        raise TypeError(
+            f"{names}: expected arrays of one array-API library; convert them to one first."
+        ) from error
 
 
 def place(x: Array) -> Any:
-    """Device on which to make an array that meets ``x``; None lets JAX put it wherever ``x`` is, also while tracing."""
+    """Device on which to make an array that meets ``x``.
+
+    None lets JAX put it wherever ``x`` is, also while tracing.
+    """
     return None if type(x).__module__.startswith("jax") else device(x)
 
 
 def like(values: npt.ArrayLike, x: Array, dtype: Any = None) -> Array:
-    """Host values as an array of the library and on the device of ``x``; ``dtype`` defaults to the working dtype."""
+    """Host values as an array of the library and on the device of ``x``.
+
+    ``dtype`` defaults to the working dtype.
+    """
     found = kind(x)
     dtype = found.work if dtype is None else dtype
     # A writable copy: torch warns of read-only memory and would share what it can.
@@ -87,7 +110,10 @@ def like(values: npt.ArrayLike, x: Array, dtype: Any = None) -> Array:
 
 
 def expand(coefficients: Array, x: Array) -> Array:
-    """One coefficient per sample, shape (B,), with trailing axes added so that it broadcasts over ``x``; 0-d is kept."""
+    """One coefficient per sample, shape (B,), with trailing axes added so that it broadcasts over ``x``.
+
+    0-d is kept.
+    """
     if coefficients.ndim == 0:
         return coefficients
     xp = namespace(coefficients)

@@ -1,8 +1,8 @@
 """Linear combinations of arrays, one per plan row: all the arithmetic that ever touches a user's array.
 
-A coefficient c >= 1/2 of x is applied as x + (c - 1) x, where the other terms are added to (c - 1) x before the sum meets x. c - 1 is exact
-in float64 and small near 1, so x is carried over unrounded; c x would round it by the error of c in float32, at every step in the same
-direction. Below 1/2 there is nothing to gain.
+A coefficient c >= 1/2 of x is applied as x + (c - 1) x, where the other terms are added to (c - 1) x before
+the sum meets x. c - 1 is exact in float64 and small near 1, so x is carried over unrounded; c x would round
+it by the error of c in float32, at every step in the same direction. Below 1/2 there is nothing to gain.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,9 @@ class Combination:
         return column if (table == unit).all() else None
 
     def __call__(self, i: Any, arrays: Sequence[Array], x: Array) -> Array:
-        """Combination ``i`` (an int, or an integer array of the library of ``x``) of working-precision arrays like ``x``."""
+        """Combination ``i`` (an int, or an integer array of the library of ``x``) of working-precision arrays
+        like ``x``.
+        """
         if isinstance(i, int):
             row = self._rows.get(i) or self._row(i)
             total = None
@@ -75,7 +77,10 @@ class Combination:
         return row
 
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:
-        """The same sum with coefficients read by index on the device; unused terms count 0 and the order is the same."""
+        """The same sum with coefficients read by index on the device.
+
+        Unused terms count 0 and the order is the same.
+        """
         xp = kind(x).xp
         rows = xp.take(self._table(x), xp.reshape(i, (-1,)), axis=0)
         if i.ndim == 0:

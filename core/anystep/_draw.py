@@ -17,8 +17,8 @@ def draw(x: Array, generator: Any, index: int = 0) -> Array:
     x
         The array whose like is wanted.
     generator
-        A generator of the library of ``x``, a `numpy.random.Generator` (drawn on the host and moved), a list with one of them per sample,
-        or None for the library's global one if it has one.
+        A generator of the library of ``x``, a `numpy.random.Generator` (drawn on the host and moved), a list
+        with one of them per sample, or None for the library's global one if it has one.
     index
         Number of the step; see `anystep_backends` for what JAX does with it.
 

@@ -1,7 +1,8 @@
 """One step on arrays: a linear combination with the coefficients of one plan row.
 
-Only ``*`` and ``+`` touch the user's arrays (and the threshold's clip where one is set). Coefficients meet them as Python floats, or as
-gathered tables when the index is an array, so nothing is read from a device and nothing branches on a value.
+Only ``*`` and ``+`` touch the user's arrays (and the threshold's clip where one is set). Coefficients meet
+them as Python floats, or as gathered tables when the index is an array, so nothing is read from a device and
+nothing branches on a value.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,10 @@ def init(plan: Plan, x: Array) -> State:
 
 
 def scale_input(plan: Plan, i: Any, x: Array) -> Array:
-    """The model's input at call i, ``input_scale[i] * x``, with the dtype of ``x``; ``x`` itself where the factor is always 1."""
+    """The model's input at call i, ``input_scale[i] * x``, with the dtype of ``x``.
+
+    ``x`` itself where the factor is always 1.
+    """
     if plan.identity_input:
         return x
     found = kind(x)
@@ -52,7 +56,10 @@ def scale_input(plan: Plan, i: Any, x: Array) -> Array:
 
 
 def estimate(plan: Plan, i: Any, x: Array, model_output: Array) -> Array:
-    """The estimate x̂₀ of the clean sample at call i, bounded if the plan has a threshold; dtype and device of ``x``."""
+    """The estimate x̂₀ of the clean sample at call i, bounded if the plan has a threshold.
+
+    Dtype and device of ``x``.
+    """
     found = kind(x)
     pair = (_widen(x, found), _widen(_checked(x, model_output, "model_output"), found))
     return _finish(_estimate(plan, _index(plan, i, x, found), pair, x), x, found)
@@ -68,20 +75,22 @@ def update(
     plan
         The table, N rows.
     i
-        Which row: a Python int in [0, N); or an integer array of the sample's library, of shape (B,) for one row per sample or 0-d,
-        traced or not. Such an array is not range-checked: that would read it from the device.
+        Which row: a Python int in [0, N); or an integer array of the sample's library, of shape (B,) for one
+        row per sample or 0-d, traced or not. Such an array is not range-checked: that would read it from the
+        device.
     state
         From `init` or the call before; its arrays are never written to.
     model_output
         The model's output at this call, shape of ``state.x``.
     noise
-        Standard normals of that shape if the plan is stochastic; a sequence of R of them if it has R > 1 noises. May be left out at a call
-        that does not use it.
+        Standard normals of that shape if the plan is stochastic; a sequence of R of them if it has R > 1
+        noises. May be left out at a call that does not use it.
 
     Returns
     -------
     State
-        New arrays with shape, dtype and device of ``state.x``; a memory that only moves is passed on by reference.
+        New arrays with shape, dtype and device of ``state.x``; a memory that only moves is passed on by
+        reference.
 
     Raises
     ------
@@ -104,7 +113,9 @@ def update(
     found = kind(x)
     i = _index(plan, i, x, found)
     if len(state.memory) != plan.memories:
-        raise ValueError(f"state has {len(state.memory)} memories, the plan {plan.memories}: start with init(plan, x).")
+        raise ValueError(
+            f"state has {len(state.memory)} memories, the plan {plan.memories}: start with init(plan, x)."
+        )
     narrow = [x, _checked(x, model_output, "model_output"), None, *state.memory, *_noises(plan, i, x, noise)]
     wide = [None if array is None else _widen(array, found) for array in narrow]
     if plan.threshold is not None:
@@ -140,15 +151,21 @@ def _index(plan: Plan, i: Any, x: Array, found: Kind) -> Any:
     """A Python int in range, or an integer array that fits ``x``."""
     if isinstance(i, int | np.integer):
         if not 0 <= i < len(plan):
-            raise IndexError(f"i={i} is outside [0, {len(plan)}): the plan has {len(plan)} rows; stop, or make a longer plan.")
+            raise IndexError(
+                f"i={i} is outside [0, {len(plan)}): the plan has {len(plan)} rows; stop, or make a longer plan."
+            )
         return int(i)
     if isinstance(i, np.ndarray | list | tuple):  # known on the host: check, then move to where x is
         rows = np.asarray(i)  # pyright: ignore[reportUnknownArgumentType]
-        if rows.size and not (rows.dtype.kind in "iu" and 0 <= rows.min() and rows.max() < len(plan)):
-            raise IndexError(f"i={rows.tolist()}: expected integers in [0, {len(plan)}), one row of the plan per sample.")
+        if rows.size and not (rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < len(plan)):
+            raise IndexError(
+                f"i={rows.tolist()}: expected integers in [0, {len(plan)}), one row of the plan per sample."
+            )
         i = found.xp.asarray(rows.astype(np.int64), device=place(x))
     if i.ndim > 1 or (i.ndim == 1 and (x.ndim == 0 or i.shape[0] != x.shape[0])):
-        raise ValueError(f"i has shape {tuple(i.shape)}: expected 0-d or one row per sample, shape ({x.shape[:1]}).")
+        raise ValueError(
+            f"i has shape {tuple(i.shape)}: expected 0-d or one row per sample, shape ({x.shape[:1]})."
+        )
     if not found.xp.isdtype(i.dtype, "integral"):
         raise TypeError(f"i has dtype {i.dtype}: expected integers, rows of the plan.")
     return i
@@ -156,24 +173,30 @@ def _index(plan: Plan, i: Any, x: Array, found: Kind) -> Any:
 
 def _checked(x: Array, array: Array, name: str) -> Array:
     if kind(array, name).xp is not kind(x).xp:
-        raise TypeError(f"{name} is a {type(array).__module__} array, the sample a {type(x).__module__} one: convert one of them.")
+        raise TypeError(
+            f"{name} is a {type(array).__module__} array, the sample a {type(x).__module__} one: convert one of them."
+        )
     if array.shape != x.shape:
-        raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {tuple(x.shape)}, the shape of the sample.")
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}: expected {tuple(x.shape)}, the shape of the sample."
+        )
     return array
 
 
 def _noises(plan: Plan, i: Any, x: Array, noise: Array | Sequence[Array] | None) -> list[Array | None]:
     if not plan.noises:
         if noise is not None:
-            raise ValueError("noise was given, but the plan is deterministic: leave it out, or ask for a stochastic sampler.")
+            raise ValueError(
+                "noise was given, but the plan is deterministic: leave it out, or ask for a stochastic sampler."
+            )
         return []
     if noise is None:
         if isinstance(i, int) and not plan.stochastic[i]:
             return [None] * plan.noises
-        raise ValueError(f"noise is missing: the plan is stochastic; pass {plan.noises} array(s) of standard normals like the sample.")
+        raise ValueError(
+            f"noise is missing: the plan is stochastic; pass {plan.noises} array(s) of standard normals like the sample."
+        )
     several = cast("Sequence[Array]", noise if isinstance(noise, list | tuple) else (noise,))
     if len(several) != plan.noises:
         raise ValueError(f"noise holds {len(several)} array(s): the plan takes {plan.noises} at each call.")
     return [_checked(x, array, "noise") for array in several]
-
-

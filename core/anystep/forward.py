@@ -24,8 +24,8 @@ def add_noise(schedule: Schedule, original: Array, noise: Array, timesteps: Any)
     noise
         Standard normals ε of the same shape.
     timesteps
-        One per sample, shape (B,), or one for all: a number, a list, or an array of any library. On a `BetaSchedule`, integer arrays
-        of the sample's own library are looked up where they are.
+        One per sample, shape (B,), or one for all: a number, a list, or an array of any library. On a
+        `BetaSchedule`, integer arrays of the sample's own library are looked up where they are.
 
     Returns
     -------
@@ -48,13 +48,19 @@ def add_noise(schedule: Schedule, original: Array, noise: Array, timesteps: Any)
 
 
 def velocity(schedule: Schedule, original: Array, noise: Array, timesteps: Any) -> Array:
-    """v = alpha_t ε - sigma_t x_0 (Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 4); parameters of `add_noise`."""
+    """V = alpha_t ε - sigma_t x_0 (Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 4).
+
+    Parameters of `add_noise`.
+    """
     alpha_t, sigma_t = level_of(schedule, timesteps, original)
     return mix(original, noise, -sigma_t, alpha_t)
 
 
-def target(schedule: Schedule, predicts: str | Prediction, original: Array, noise: Array, timesteps: Any) -> Array:
-    """What a model with this prediction should return for x_t; parameters of `add_noise`, timesteps known on the host.
+def target(
+    schedule: Schedule, predicts: str | Prediction, original: Array, noise: Array, timesteps: Any
+) -> Array:
+    """What a model with this prediction should return for x_t; parameters of `add_noise`, timesteps known on
+    the host.
 
     Examples
     --------
@@ -67,20 +73,31 @@ def target(schedule: Schedule, predicts: str | Prediction, original: Array, nois
 
 
 def snr(schedule: Schedule, timesteps: Any) -> Any:
-    """Signal-to-noise ratio alpha_t² / sigma_t² at timesteps known on the host, float64; the usual loss weights are made of it."""
+    """Signal-to-noise ratio alpha_t² / sigma_t² at timesteps known on the host, float64.
+
+    The usual loss weights are made of it.
+    """
     level = schedule.level(host(timesteps))
     with np.errstate(divide="ignore"):
         return (np.asarray(level.alpha_t) / level.sigma_t) ** 2
 
 
 def mix(original: Array, noise: Array, a: Any, b: Any) -> Array:
-    """``a * original + b * noise`` with one coefficient per sample or for all, in working precision, rounded once."""
+    """``a * original + b * noise`` with one coefficient per sample or for all, in working precision, rounded
+    once.
+    """
     found = kind(original)
     if kind(noise, "noise").xp is not found.xp or noise.shape != original.shape:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}: expected an array like the samples, {tuple(original.shape)}.")
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}: expected an array like the samples, {tuple(original.shape)}."
+        )
     for coefficient in (a, b):
-        if getattr(coefficient, "ndim", 0) and (original.ndim == 0 or coefficient.shape[0] not in (1, original.shape[0])):
-            raise ValueError(f"timesteps has shape {tuple(coefficient.shape)}: expected one per sample, ({original.shape[:1]}).")
+        if getattr(coefficient, "ndim", 0) and (
+            original.ndim == 0 or coefficient.shape[0] not in (1, original.shape[0])
+        ):
+            raise ValueError(
+                f"timesteps has shape {tuple(coefficient.shape)}: expected one per sample, ({original.shape[:1]})."
+            )
     first, second = (found.xp.astype(part, found.work, copy=False) for part in (original, noise))
     total = first * _spread(a, first) + second * _spread(b, second)
     return found.xp.astype(found.xp.asarray(total), original.dtype, copy=False)
@@ -93,7 +110,9 @@ def _spread(coefficient: Any, x: Array) -> Any:
 def level_of(schedule: Schedule, timesteps: Any, x: Array) -> tuple[Array, Array]:
     """(alpha_t, sigma_t) as arrays that meet ``x``, flat or 0-d."""
     found = kind(x)
-    if isinstance(schedule, BetaSchedule) and not isinstance(timesteps, int | float | list | tuple | np.ndarray | np.generic):
+    if isinstance(schedule, BetaSchedule) and not isinstance(
+        timesteps, int | float | list | tuple | np.ndarray | np.generic
+    ):
         if found.xp.isdtype(timesteps.dtype, "integral"):
             rows = found.xp.take(like(schedule.coefficients, x), found.xp.reshape(timesteps, (-1,)), axis=0)
             return rows[..., 0], rows[..., 1]

@@ -1,7 +1,8 @@
 """Points of a forward process and the descending chain of them that a sampler walks.
 
-A level is (t, alpha_t, sigma_t) with x_t = alpha_t x_0 + sigma_t eps. Its noise-to-signal ratio sigma_t / alpha_t, the
-``karras_sigma`` of Karras et al. (2022), does not change when x_t is rescaled, so it names a level in any coordinates.
+A level is (t, alpha_t, sigma_t) with x_t = alpha_t x_0 + sigma_t eps. Its noise-to-signal ratio sigma_t /
+alpha_t, the ``karras_sigma`` of Karras et al. (2022), does not change when x_t is rescaled, so it names a
+level in any coordinates.
 """
 
 from dataclasses import dataclass, field, replace
@@ -62,11 +63,11 @@ class Levels:
     Parameters
     ----------
     cur, nxt
-        Levels at the start and at the end of each step, fields of shape (N,). In a chain ``nxt[i]`` is ``cur[i + 1]``; a
-        facade that reproduces a scheduler whose steps do not meet gives the two apart.
+        Levels at the start and at the end of each step, fields of shape (N,). In a chain ``nxt[i]`` is
+        ``cur[i + 1]``; a facade that reproduces a scheduler whose steps do not meet gives the two apart.
     scale
-        Factor from the sampler's coordinates to those of the model, shape (N,): 1 when the sampler works on x_t itself,
-        alpha_t when it works on x_t / alpha_t.
+        Factor from the sampler's coordinates to those of the model, shape (N,): 1 when the sampler works on
+        x_t itself, alpha_t when it works on x_t / alpha_t.
 
     Raises
     ------
@@ -91,12 +92,18 @@ class Levels:
         ):
             _check_finite(name, np.concatenate([np.atleast_1d(p) for p in part]))
         if np.any(np.asarray(self.cur.sigma_t) <= 0):
-            raise ValueError("sigma_t is 0 at a level where the model is called: only the final level may have no noise.")
+            raise ValueError(
+                "sigma_t is 0 at a level where the model is called: only the final level may have no noise."
+            )
         if np.any(self.nxt.karras_sigma > self.cur.karras_sigma):
-            raise ValueError("levels ascend: each step must end at a level with less noise than it starts from.")
+            raise ValueError(
+                "levels ascend: each step must end at a level with less noise than it starts from."
+            )
 
     @classmethod
-    def chain(cls, t: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, scale: npt.ArrayLike = 1.0) -> "Levels":
+    def chain(
+        cls, t: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, scale: npt.ArrayLike = 1.0
+    ) -> "Levels":
         """Levels from N + 1 points, noisiest first, final level included.
 
         Examples
@@ -115,12 +122,16 @@ class Levels:
         return len(self.cur.sigma_t)
 
     def to_karras(self) -> "Levels":
-        """The same levels for a sampler that works on x_t / alpha_t, where alpha is 1 and sigma is ``karras_sigma``."""
+        """The same levels for a sampler that works on x_t / alpha_t, where alpha is 1 and sigma is
+        ``karras_sigma``.
+        """
 
         def convert(level: Level) -> Level:
             return Level(level.t, np.ones_like(level.alpha_t), level.karras_sigma)
 
-        return replace(self, cur=convert(self.cur), nxt=convert(self.nxt), scale=self.scale * self.cur.alpha_t)
+        return replace(
+            self, cur=convert(self.cur), nxt=convert(self.nxt), scale=self.scale * self.cur.alpha_t
+        )
 
     @property
     def model_level(self) -> Level:
@@ -136,7 +147,8 @@ def check_descending(name: str, values: npt.ArrayLike) -> None:
     >>> check_descending("sigmas", [3.0, 1.0, 2.0])
     Traceback (most recent call last):
     ...
-    ValueError: sigmas[2]=2.0 is not below sigmas[1]=1.0: expected strictly descending values; sort them, noisiest first.
+    ValueError: sigmas[2]=2.0 is not below sigmas[1]=1.0: expected strictly descending values; sort them,
+    noisiest first.
     """
     array = np.asarray(values, float)
     if array.ndim != 1:
@@ -153,6 +165,8 @@ def _check_finite(name: str, array: Float64, *, first_may_be_infinite: bool = Fa
     bad = ~np.isfinite(array)
     if first_may_be_infinite and bad.size and array[0] == np.inf:  # alpha_t = 0: pure noise
         bad[0] = False
-    if bad.any() or (array < 0).any() and name != "timesteps":
+    if bad.any() or ((array < 0).any() and name != "timesteps"):
         i = int(np.flatnonzero(bad | (array < 0))[0])
-        raise ValueError(f"{name}[{i}]={array[i]}: expected finite numbers >= 0; check how the levels were made.")
+        raise ValueError(
+            f"{name}[{i}]={array[i]}: expected finite numbers >= 0; check how the levels were made."
+        )

@@ -1,7 +1,8 @@
-"""A scheduler as a table of numbers: what `update` reads at each model call, made once on the host in float64.
+"""A scheduler as a table of numbers: what `update` reads at each model call, made once on the host in
+float64.
 
-Row i of a plan describes model call i. With x the sample, m the model's output, x̂₀ the estimate of the clean sample, memories
-carried from earlier calls and fresh noises z, every continuous scheduler's step is
+Row i of a plan describes model call i. With x the sample, m the model's output, x̂₀ the estimate of the clean
+sample, memories carried from earlier calls and fresh noises z, every continuous scheduler's step is
 
     next x, next memory_1 .. memory_K  =  update[i] @ (x, m, x̂₀, memory_1 .. memory_K, z_1 .. z_R)
 
@@ -59,7 +60,8 @@ class Plan:
 
     Notes
     -----
-    Equal plans compare equal with ``==`` and hash alike. Arrays are read-only, so a plan may be shared between threads.
+    Equal plans compare equal with ``==`` and hash alike. Arrays are read-only, so a plan may be shared
+    between threads.
     """
 
     timesteps: Float64
@@ -75,17 +77,28 @@ class Plan:
             table = np.array(getattr(self, name), dtype=np.float64)
             if not np.isfinite(table).all():
                 where = np.argwhere(~np.isfinite(table))[0].tolist()
-                raise ValueError(f"{name}{where}={table[tuple(where)]}: expected finite coefficients; check the levels.")
+                raise ValueError(
+                    f"{name}{where}={table[tuple(where)]}: expected finite coefficients; check the levels."
+                )
             table.flags.writeable = False
             object.__setattr__(self, name, table)
         count, shape = len(self.timesteps), self.update.shape
-        expected = {"timesteps": (count,), "alpha": (count + 1,), "sigma": (count + 1,), "input_scale": (count,)}
+        expected = {
+            "timesteps": (count,),
+            "alpha": (count + 1,),
+            "sigma": (count + 1,),
+            "input_scale": (count,),
+        }
         expected |= {"estimate": (count, 2), "update": (count, *shape[1:])}
         for name, wanted in expected.items():
             if getattr(self, name).shape != wanted or count < 1:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}: expected {wanted} for {count} rows.")
+                raise ValueError(
+                    f"{name} has shape {getattr(self, name).shape}: expected {wanted} for {count} rows."
+                )
         if len(shape) != 3 or shape[1] < 1 or shape[2] < 2 + shape[1]:
-            raise ValueError(f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises.")
+            raise ValueError(
+                f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises."
+            )
 
     def __len__(self) -> int:
         """Number of model calls N."""
@@ -108,7 +121,10 @@ class Plan:
 
     @cached_property
     def folded(self) -> Float64:
-        """``update`` as applied: without a threshold, x̂₀'s column is folded into those of x and m and left 0."""
+        """``update`` as applied.
+
+        Without a threshold, x̂₀'s column is folded into those of x and m and left 0.
+        """
         table = self.update.copy()
         if self.threshold is None:
             table[:, :, :2] += table[:, :, X0, None] * self.estimate[:, None, :]
@@ -118,12 +134,17 @@ class Plan:
 
     @cached_property
     def combinations(self) -> tuple[tuple[int | None, Combination], ...]:
-        """For each output of a call: the column it passes on unchanged in every row, or None; and how to form it."""
+        """For each output of a call.
+
+        The column it passes on unchanged in every row, or None; and how to form it.
+        """
         rows = [self.folded[:, row] for row in range(1 + self.memories)]
-        # The next sample is always a new array, so that a caller may write to it; x̂₀ exists only in working precision.
+        # The next sample is always a new array, so that a caller may write to it; x̂₀ exists only in working
+        # precision.
         sources = [None, *(Combination.source(table) for table in rows[1:])]
         return tuple(
-            (None if source == X0 else source, Combination(table)) for source, table in zip(sources, rows, strict=True)
+            (None if source == X0 else source, Combination(table))
+            for source, table in zip(sources, rows, strict=True)
         )
 
     @cached_property
@@ -196,7 +217,9 @@ class Plan:
             found["threshold"] = json.loads(str(found.get("threshold", "null")))
         except OSError:
             raise
-        except Exception as error:  # zipfile, zlib and NumPy each have errors of their own for a damaged archive
+        except (
+            Exception
+        ) as error:  # zipfile, zlib and NumPy each have errors of their own for a damaged archive
             raise ValueError(f"{path}: not a plan ({error}); expected a file of Plan.save.") from error
         return cls._from_fields(found)
 
@@ -219,7 +242,9 @@ _TABLES = tuple(field.name for field in fields(Plan) if field.name != "threshold
 _FORMAT = "anystep plan 1"
 
 
-def compose(levels: Levels, prediction: Prediction, rows: Float64, threshold: Threshold | None = None) -> Plan:
+def compose(
+    levels: Levels, prediction: Prediction, rows: Float64, threshold: Threshold | None = None
+) -> Plan:
     """A plan from a sampler's rows, which know nothing of what the model predicts.
 
     Parameters
@@ -229,8 +254,8 @@ def compose(levels: Levels, prediction: Prediction, rows: Float64, threshold: Th
     prediction
         What the model returns.
     rows
-        The sampler's coefficients, shape (N, 1 + K, 3 + K + R), whose columns are (x, ε̂, x̂₀, memories, noises): like a plan's, with
-        the noise estimate in place of the raw model output.
+        The sampler's coefficients, shape (N, 1 + K, 3 + K + R), whose columns are (x, ε̂, x̂₀, memories,
+        noises): like a plan's, with the noise estimate in place of the raw model output.
     threshold
         Bound on x̂₀; ε̂ stays the unbounded one.
 
@@ -263,7 +288,10 @@ def compose(levels: Levels, prediction: Prediction, rows: Float64, threshold: Th
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or leave what was there: a temporary file beside it, synced, then renamed over it."""
+    """Write a file whole or leave what was there.
+
+    A temporary file beside it, synced, then renamed over it.
+    """
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

@@ -1,7 +1,8 @@
 """What a model returns, as the estimate of the clean sample and of the noise that it amounts to.
 
 Every prediction is linear in the model's input x_t and its output m, so it is four coefficients a level:
-x̂₀ = a x_t + b m and ε̂ = c x_t + d m, with x_t = alpha_t x_0 + sigma_t ε. They agree: alpha_t x̂₀ + sigma_t ε̂ = x_t.
+x̂₀ = a x_t + b m and ε̂ = c x_t + d m, with x_t = alpha_t x_0 + sigma_t ε. They agree: alpha_t x̂₀ + sigma_t
+ε̂ = x_t.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +19,10 @@ Pair = tuple[Any, Any]
 
 
 class Prediction(ABC):
-    """Conversion of a model's output; all methods take a level (fields of any one shape) in the model's coordinates."""
+    """Conversion of a model's output.
+
+    All methods take a level (fields of any one shape) in the model's coordinates.
+    """
 
     name: ClassVar[str]
 
@@ -53,8 +57,9 @@ class Epsilon(Prediction):
 
     Notes
     -----
-    At alpha_t = 0 the noise says nothing of the clean sample. There alpha_t is taken as 1e-20, so that a clipped estimate is the
-    sign of x_t - ε times the bound; `compose` refuses such a level when nothing is clipped.
+    At alpha_t = 0 the noise says nothing of the clean sample. There alpha_t is taken as 1e-20, so that a
+    clipped estimate is the sign of x_t - ε times the bound; `compose` refuses such a level when nothing is
+    clipped.
     """
 
     name: ClassVar[str] = "epsilon"
@@ -90,7 +95,8 @@ class Sample(Prediction):
 
 @dataclass(frozen=True)
 class Velocity(Prediction):
-    """v = alpha_t ε - sigma_t x_0: Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 4 and appendix D.
+    """v = alpha_t ε - sigma_t x_0: Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 4 and
+    appendix D.
 
     Notes
     -----
@@ -112,12 +118,14 @@ class Velocity(Prediction):
 
 @dataclass(frozen=True)
 class Flow(Prediction):
-    """u = ε - x_0, the velocity of rectified flow: Liu, Gong, Liu 2022, https://arxiv.org/abs/2209.03003, equation 1.
+    """u = ε - x_0, the velocity of rectified flow: Liu, Gong, Liu 2022, https://arxiv.org/abs/2209.03003,
+    equation 1.
 
     Notes
     -----
-    The paper's time runs from noise to data, so its velocity has the other sign; published models return this one. On its own
-    schedule alpha_t + sigma_t = 1; dividing by that sum makes the formulas hold on any schedule.
+    The paper's time runs from noise to data, so its velocity has the other sign; published models return this
+    one. On its own schedule alpha_t + sigma_t = 1; dividing by that sum makes the formulas hold on any
+    schedule.
     """
 
     name: ClassVar[str] = "flow_prediction"
@@ -135,7 +143,10 @@ class Flow(Prediction):
 
 @dataclass(frozen=True)
 class Score(Prediction):
-    """∇ log p_t(x_t) = -ε / sigma_t: Song et al. 2021, https://arxiv.org/abs/2011.13456, equation 7 for a Gaussian kernel."""
+    """∇ log p_t(x_t) = -ε / sigma_t.
+
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, equation 7 for a Gaussian kernel.
+    """
 
     name: ClassVar[str] = "score"
 
@@ -150,9 +161,11 @@ class Score(Prediction):
 
 @dataclass(frozen=True)
 class EDM(Prediction):
-    """The raw network F of D(x; σ) = c_skip x + c_out F(c_in x; c_noise): Karras et al. 2022, equation 7 and table 1.
+    """The raw network F of D(x; σ) = c_skip x + c_out F(c_in x; c_noise): Karras et al. 2022, equation 7 and
+    table 1.
 
-    https://arxiv.org/abs/2206.00364. There x has alpha = 1, so with κ = sigma_t / alpha_t it is x_t / alpha_t here.
+    https://arxiv.org/abs/2206.00364. There x has alpha = 1, so with κ = sigma_t / alpha_t it is x_t / alpha_t
+    here.
 
     Parameters
     ----------
@@ -165,15 +178,21 @@ class EDM(Prediction):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < np.inf:
-            raise ValueError(f"sigma_data={self.sigma_data}: expected a standard deviation > 0; the paper uses 0.5.")
+            raise ValueError(
+                f"sigma_data={self.sigma_data}: expected a standard deviation > 0; the paper uses 0.5."
+            )
 
     def to_sample(self, level: Level) -> Pair:
         """(c_skip / alpha_t, c_out)."""
         variance = level.karras_sigma**2 + self.sigma_data**2
-        return self.sigma_data**2 / variance / level.alpha_t, level.karras_sigma * self.sigma_data / np.sqrt(variance)
+        return self.sigma_data**2 / variance / level.alpha_t, level.karras_sigma * self.sigma_data / np.sqrt(
+            variance
+        )
 
     def to_noise(self, level: Level) -> Pair:
-        """((1 - c_skip) / sigma_t, -c_out / κ), with 1 - c_skip = κ² / (κ² + sigma_data²) written without cancellation."""
+        """((1 - c_skip) / sigma_t, -c_out / κ), with 1 - c_skip = κ² / (κ² + sigma_data²) written without
+        cancellation.
+        """
         variance = level.karras_sigma**2 + self.sigma_data**2
         return level.karras_sigma / variance / level.alpha_t, -self.sigma_data / np.sqrt(variance)
 
@@ -199,7 +218,8 @@ def prediction(choice: str | Prediction) -> Prediction:
     >>> prediction("noise")
     Traceback (most recent call last):
     ...
-    ValueError: prediction='noise': expected one of epsilon, sample, v_prediction, flow_prediction, score, edm.
+    ValueError: prediction='noise': expected one of epsilon, sample, v_prediction, flow_prediction, score,
+    edm.
     """
     if isinstance(choice, Prediction):
         return choice

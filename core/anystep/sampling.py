@@ -5,8 +5,8 @@ from typing import Any
 
 from anystep._array import Array
 from anystep._draw import draw
-from anystep.plan import Plan
 from anystep._update import State, init, scale_input, update
+from anystep.plan import Plan
 
 __all__ = ["sample"]
 
@@ -28,8 +28,8 @@ def sample(
     Parameters
     ----------
     model
-        Called as ``model(input, timestep)`` with the input in the dtype and on the device of ``x`` and the timestep a Python float;
-        returns what the plan's prediction says, shape of ``x``.
+        Called as ``model(input, timestep)`` with the input in the dtype and on the device of ``x`` and the
+        timestep a Python float; returns what the plan's prediction says, shape of ``x``.
     plan
         From a sampler.
     x
@@ -68,7 +68,11 @@ def sample(
         model_output = model(scale_input(plan, i, state.x), float(plan.timesteps[i]))
         fresh = None
         if plan.stochastic[i]:
-            fresh = noise(i) if noise is not None else tuple(draw(x, generator, i * plan.noises + r) for r in range(plan.noises))
+            fresh = (
+                noise(i)
+                if noise is not None
+                else tuple(draw(x, generator, i * plan.noises + r) for r in range(plan.noises))
+            )
         state = update(plan, i, state, model_output, fresh)
         if callback is not None:
             callback(i, state)

@@ -68,8 +68,8 @@ class Clip(Threshold):
 class DynamicThreshold(Threshold):
     """Each sample clipped to its own quantile of magnitude s, then divided by s.
 
-    Saharia et al. 2022, Imagen, https://arxiv.org/abs/2205.11487, section 2.3. s is kept in [1, max_value], so that a sample inside
-    [-1, 1] is left alone, and max_value = 1 is a plain clip to [-1, 1].
+    Saharia et al. 2022, Imagen, https://arxiv.org/abs/2205.11487, section 2.3. s is kept in [1, max_value],
+    so that a sample inside [-1, 1] is left alone, and max_value = 1 is a plain clip to [-1, 1].
 
     Parameters
     ----------
@@ -92,7 +92,9 @@ class DynamicThreshold(Threshold):
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio} is outside [0, 1]: 0.995 is the usual quantile.")
         if not self.max_value >= 1:
-            raise ValueError(f"max_value={self.max_value}: expected a bound >= 1; 1 is a plain clip to [-1, 1].")
+            raise ValueError(
+                f"max_value={self.max_value}: expected a bound >= 1; 1 is a plain clip to [-1, 1]."
+            )
 
     def __call__(self, x0: Array) -> Array:
         """Thresholded values; the first axis counts samples, and 0-d data is one sample."""

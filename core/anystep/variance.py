@@ -1,6 +1,7 @@
 """Learned variances of DDPM: elementwise, so not a matter of a plan's scalars.
 
-The plan of ``DDPM(variance="unit")`` adds its noise with coefficient 1; these functions give that noise its standard deviation.
+The plan of ``DDPM(variance="unit")`` adds its noise with coefficient 1; these functions give that noise its
+standard deviation.
 """
 
 import numpy as np
@@ -13,22 +14,31 @@ __all__ = ["learned_noise", "learned_range_noise", "log_variance_range"]
 
 
 def log_variance_range(levels: Levels, floor: float = 1e-20) -> tuple[Float64, Float64]:
-    """Log of the smallest and of the largest sensible variance of each step, shape (N,): of the posterior, and of the added noise.
+    """Log of the smallest and of the largest sensible variance of each step, shape (N,): of the posterior,
+    and of the added noise.
 
-    Nichol, Dhariwal 2021, https://arxiv.org/abs/2102.09672, section 3.1. ``floor`` keeps the log finite where the posterior is a point.
+    Nichol, Dhariwal 2021, https://arxiv.org/abs/2102.09672, section 3.1. ``floor`` keeps the log finite where
+    the posterior is a point.
     """
-    return np.log(np.maximum(posterior_std(levels) ** 2, floor)), np.log(np.maximum(added_std(levels) ** 2, floor))
+    return np.log(np.maximum(posterior_std(levels) ** 2, floor)), np.log(
+        np.maximum(added_std(levels) ** 2, floor)
+    )
 
 
 def learned_noise(log_variance: Array, noise: Array) -> Array:
-    """Noise times the standard deviation exp(v / 2) for a model that returns the log variance v; dtype of ``noise``."""
+    """Noise times the standard deviation exp(v / 2) for a model that returns the log variance v.
+
+    Dtype of ``noise``.
+    """
     found = kind(log_variance)
     std = found.xp.exp(found.xp.astype(log_variance, found.work, copy=False) * 0.5)
     return found.xp.astype(std * found.xp.astype(noise, found.work, copy=False), noise.dtype, copy=False)
 
 
 def learned_range_noise(fraction: Array, noise: Array, log_small: float, log_large: float) -> Array:
-    """Noise for a model that returns where in [-1, 1] between the two log variances its own lies (equation 15 of the same)."""
+    """Noise for a model that returns where in [-1, 1] between the two log variances its own lies (equation 15
+    of the same).
+    """
     found = kind(fraction)
     wide = found.xp.astype(fraction, found.work, copy=False)
     return learned_noise(wide * (0.5 * (log_large - log_small)) + 0.5 * (log_large + log_small), noise)

@@ -36,7 +36,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def rows(self, levels: Levels) -> Float64:
-        """Coefficients of (x, ε̂, x̂₀, memories, noises), shape (N, 1 + K, 3 + K + R); see `anystep.plan.compose`."""
+        """Coefficients of (x, ε̂, x̂₀, memories, noises), shape (N, 1 + K, 3 + K + R).
+
+        See `anystep.plan.compose`.
+        """
 
 
 def one_step_rows(x: Float64, noise_estimate: Float64, x0: Float64, noise: Float64 | None = None) -> Float64:
@@ -50,8 +53,8 @@ def one_step_rows(x: Float64, noise_estimate: Float64, x0: Float64, noise: Float
 def posterior_std(levels: Levels) -> Float64:
     """Standard deviation of x at the next level given x and x_0.
 
-    Ho, Jain, Abbeel 2020, equation 7, for any process: with alpha = alpha_cur / alpha_nxt the part of the signal that the step kept,
-    √(sigma_cur² - alpha² sigma_nxt²) sigma_nxt / sigma_cur.
+    Ho, Jain, Abbeel 2020, equation 7, for any process: with alpha = alpha_cur / alpha_nxt the part of the
+    signal that the step kept, √(sigma_cur² - alpha² sigma_nxt²) sigma_nxt / sigma_cur.
     """
     return added_std(levels) * levels.nxt.sigma_t / levels.cur.sigma_t
 

@@ -1,4 +1,5 @@
-"""Euler with churn added after the model call, as diffusers' EulerDiscreteScheduler does; no published source.
+"""Euler with churn added after the model call, as diffusers' EulerDiscreteScheduler does; no published
+source.
 
 Karras et al. 2022, algorithm 2, add it before: `anystep.Euler` does.
 """
@@ -19,7 +20,8 @@ __all__ = ["LateChurnEuler"]
 
 @dataclass(frozen=True)
 class LateChurnEuler:
-    """x̂ = x + √(σ̂² - σ²) s_noise z, x_nxt = x̂ + (σ_nxt - σ̂) (x̂ - x̂₀) / σ̂, with x̂₀ made of x̂ and of the model's output at x.
+    """x̂ = x + √(σ̂² - σ²) s_noise z, x_nxt = x̂ + (σ_nxt - σ̂) (x̂ - x̂₀) / σ̂, with x̂₀ made of x̂ and of
+    the model's output at x.
 
     Parameters
     ----------
@@ -39,7 +41,11 @@ class LateChurnEuler:
         """See `anystep.Sampler.plan`. Only the ε-prediction is read at the raised level."""
         predicts = prediction(predicts)
         sigma, raised = levels.cur.sigma_t, self.raised(levels)
-        at = replace(levels, cur=Level(levels.cur.t, levels.cur.alpha_t, raised)) if isinstance(predicts, Epsilon) else levels
+        at = (
+            replace(levels, cur=Level(levels.cur.t, levels.cur.alpha_t, raised))
+            if isinstance(predicts, Epsilon)
+            else levels
+        )
         keep = levels.nxt.sigma_t / raised
         slope = predicts.to_sample(at.model_level)[0] * levels.scale
         noise = self.s_noise * np.sqrt(raised**2 - sigma**2) * (keep + (1 - keep) * slope)

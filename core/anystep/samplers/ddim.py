@@ -14,15 +14,17 @@ __all__ = ["DDIM"]
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """x_nxt = alpha_nxt x̂₀ + √(sigma_nxt² - s²) ε̂ + s z, with s = eta times the posterior's standard deviation.
+    """x_nxt = alpha_nxt x̂₀ + √(sigma_nxt² - s²) ε̂ + s z, with s = eta times the posterior's standard
+    deviation.
 
     Parameters
     ----------
     eta
-        Scale of the added noise's standard deviation, in [0, 1]: 0 is the ODE step, 1 is `DDPM` with its small variance.
+        Scale of the added noise's standard deviation, in [0, 1]: 0 is the ODE step, 1 is `DDPM` with its
+        small variance.
     reestimate_noise
-        Take ε̂ from the bounded x̂₀, so that the two agree with x, instead of from the model's output. Makes no difference without
-        a threshold. Used by GLIDE.
+        Take ε̂ from the bounded x̂₀, so that the two agree with x, instead of from the model's output. Makes
+        no difference without a threshold. Used by GLIDE.
 
     Raises
     ------
@@ -35,8 +37,8 @@ class DDIM(Sampler):
 
     References
     ----------
-    Jiaming Song, Chenlin Meng, Stefano Ermon. Denoising Diffusion Implicit Models, 2020, https://arxiv.org/abs/2010.02502,
-    equations 12 and 16. They write alpha for alpha_t².
+    Jiaming Song, Chenlin Meng, Stefano Ermon. Denoising Diffusion Implicit Models, 2020,
+    https://arxiv.org/abs/2010.02502, equations 12 and 16. They write alpha for alpha_t².
 
     Examples
     --------

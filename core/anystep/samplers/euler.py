@@ -20,7 +20,8 @@ __all__ = ["Euler"]
 class Euler(Sampler):
     """x_nxt = x + (sigma_nxt - sigma_cur) (x - x̂₀) / sigma_cur, where alpha = 1.
 
-    Written for any coordinates: (sigma_nxt / sigma_cur) x + (alpha_nxt - alpha_cur sigma_nxt / sigma_cur) x̂₀.
+    Written for any coordinates: (sigma_nxt / sigma_cur) x + (alpha_nxt - alpha_cur sigma_nxt / sigma_cur)
+    x̂₀.
 
     Parameters
     ----------
@@ -30,24 +31,28 @@ class Euler(Sampler):
     s_tmin, s_tmax
         Range of karras_sigma in which noise is added.
     s_noise
-        Scale of the added noise's standard deviation, >= 0; 1 keeps the level exact, the paper also uses 1.003 to 1.007.
+        Scale of the added noise's standard deviation, >= 0; 1 keeps the level exact, the paper also uses
+        1.003 to 1.007.
     schedule
         The process of the levels, needed with churn, since the model is then called at raised levels.
 
     Raises
     ------
     ValueError
-        If an option is out of range, or churn is asked for without a schedule or on levels where alpha is not 1.
+        If an option is out of range, or churn is asked for without a schedule or on levels where alpha is not
+        1.
 
     Notes
     -----
-    Algorithm 2 raises the level, then calls the model. A plan's row begins with a model call, so the noise that raises call i + 1 is added
-    at the end of row i, and the start sample of a plan with churn has the raised ``plan.sigma[0]``.
+    Algorithm 2 raises the level, then calls the model. A plan's row begins with a model call, so the noise
+    that raises call i + 1 is added at the end of row i, and the start sample of a plan with churn has the
+    raised ``plan.sigma[0]``.
 
     References
     ----------
-    Tero Karras, Miika Aittala, Timo Aila, Samuli Laine. Elucidating the Design Space of Diffusion-Based Generative Models, 2022,
-    https://arxiv.org/abs/2206.00364, algorithm 2 without the second-order correction.
+    Tero Karras, Miika Aittala, Timo Aila, Samuli Laine. Elucidating the Design Space of Diffusion-Based
+    Generative Models, 2022, https://arxiv.org/abs/2206.00364, algorithm 2 without the second-order
+    correction.
 
     Examples
     --------
@@ -66,7 +71,9 @@ class Euler(Sampler):
     def __post_init__(self) -> None:
         for name in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number >= 0; s_churn=0 is the ODE.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a number >= 0; s_churn=0 is the ODE."
+                )
         if self.s_churn and self.schedule is None:
             raise ValueError(f"s_churn={self.s_churn} needs schedule=: the model is called at raised levels.")
 
@@ -80,7 +87,9 @@ class Euler(Sampler):
         x = nxt.sigma_t / cur.sigma_t
         x0 = nxt.alpha_t - cur.alpha_t * x
         # What lies between the end of this step and the raised start of the next.
-        gap = np.append(cur.sigma_t[1:] ** 2 - nxt.sigma_t[:-1] ** 2, 0.0) if self.s_churn else np.zeros_like(x)
+        gap = (
+            np.append(cur.sigma_t[1:] ** 2 - nxt.sigma_t[:-1] ** 2, 0.0) if self.s_churn else np.zeros_like(x)
+        )
         return one_step_rows(x, np.zeros_like(x), x0, self.s_noise * np.sqrt(np.maximum(gap, 0.0)))
 
     def raised(self, levels: Levels) -> Levels:
@@ -90,7 +99,9 @@ class Euler(Sampler):
         sigma = levels.cur.sigma_t
         if (levels.cur.alpha_t != 1).any():
             raise ValueError(f"s_churn={self.s_churn} needs levels with alpha = 1: use levels.to_karras().")
-        gamma = min(self.s_churn / levels.steps, 2**0.5 - 1) * ((sigma >= self.s_tmin) & (sigma <= self.s_tmax))
+        gamma = min(self.s_churn / levels.steps, 2**0.5 - 1) * (
+            (sigma >= self.s_tmin) & (sigma <= self.s_tmax)
+        )
         high = np.minimum(sigma * (1 + gamma), np.maximum(self.schedule.sigma_max, sigma))
         model = self.schedule.at(high)
         return replace(levels, cur=Level(model.t, np.ones_like(high), high), scale=np.asarray(model.alpha_t))

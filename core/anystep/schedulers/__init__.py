@@ -1,4 +1,7 @@
-"""The diffusers-named classes: config to (schedule, spacing, sampler, prediction), and methods of the same names."""
+"""The diffusers-named classes.
+
+Config to (schedule, spacing, sampler, prediction), and methods of the same names.
+"""
 
 from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers, SchedulerMixin

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array, Float64
+from anystep._update import State, estimate, update
 from anystep.forward import add_noise, velocity
 from anystep.levels import Level, Levels
 from anystep.plan import Plan
@@ -14,13 +15,15 @@ from anystep.predictions import prediction
 from anystep.samplers import Sampler
 from anystep.schedulers._facade import Facade, reject_steps
 from anystep.spacings.time import leading, linspace, trailing
-from anystep._update import State, estimate, update
 
 __all__ = ["AlphaFacade", "diffusers_timesteps"]
 
 
 def diffusers_timesteps(config: Any, steps: int, *, rounded: bool, corrected: bool) -> Float64:
-    """Timesteps of a config's spacing; a single linspace step starts at 0, as in diffusers, unless corrected."""
+    """Timesteps of a config's spacing.
+
+    A single linspace step starts at 0, as in diffusers, unless corrected.
+    """
     train, spacing = config["num_train_timesteps"], config["timestep_spacing"]
     if spacing == "leading":
         return leading(train, steps, config["steps_offset"])
@@ -71,7 +74,10 @@ class AlphaFacade(Facade):
         return 1.0
 
     def _plan(self, sampler: Sampler, timestep: int) -> tuple[Plan, int]:
-        """The plan of a sampler and the row of a timestep; one that is not in ``timesteps`` gets a plan of its own."""
+        """The plan of a sampler and the row of a timestep.
+
+        One that is not in ``timesteps`` gets a plan of its own.
+        """
         if sampler not in self._plans:
             plan = self._make_plan(sampler, self._times)
             self._plans[sampler] = plan, {int(t): i for i, t in enumerate(self._times)}
@@ -83,7 +89,9 @@ class AlphaFacade(Facade):
         return self._plans[sampler, timestep][0], 0
 
     def _make_plan(self, sampler: Sampler, timesteps: Any) -> Plan:
-        return sampler.plan(self._levels(timesteps), prediction(self.config["prediction_type"]), self._threshold)
+        return sampler.plan(
+            self._levels(timesteps), prediction(self.config["prediction_type"]), self._threshold
+        )
 
     def _levels(self, timesteps: Any) -> Levels:
         previous = self._previous(timesteps)
@@ -107,7 +115,9 @@ class AlphaFacade(Facade):
         return velocity(self._schedule, sample, noise, timesteps)
 
     @staticmethod
-    def _run(plan: Plan, row: int, sample: Array, model_output: Array, noise: Array | None) -> tuple[Array, Any]:
+    def _run(
+        plan: Plan, row: int, sample: Array, model_output: Array, noise: Array | None
+    ) -> tuple[Array, Any]:
         """Next sample, and a function that computes the estimate of the clean one."""
         moved = update(plan, row, State(sample), model_output, noise if plan.stochastic[row] else None)
         return moved.x, lambda: estimate(plan, row, sample, model_output)

@@ -1,4 +1,4 @@
-"""The frozen config of a scheduler: recorded from the constructor's arguments, handed between classes, saved as JSON.
+"""The frozen config of a scheduler: recorded from its constructor, handed between classes, saved as JSON.
 
 Names, JSON format and the rules for handing a config on are those of diffusers 0.42.1.
 """
@@ -19,20 +19,11 @@ from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 
-from anystep.schedulers._mixin import (
-    HUB_OPTIONS,
-    find_class,
-    locate,
-    parse,
-    read_config,
-    unshared,
-    upload,
-    write,
-)
+from anystep.schedulers import _mixin as files
 
 __all__ = ["ConfigMixin", "FrozenConfigError", "FrozenDict", "register_to_config"]
 
-# Files name the version of diffusers whose format and meaning they have, so that diffusers reads them as its own.
+# Files name the version of diffusers whose format and meaning they have: diffusers reads them as its own.
 _DIFFUSERS_VERSION = "0.42.1"
 _NOT_SAVED = {"_use_default_values", "_ignore_files", "_pre_quantization_dtype"}
 logger = logging.getLogger(__name__)
@@ -42,11 +33,7 @@ class FrozenConfigError(TypeError, AttributeError):
     """An attempt to change a config in place."""
 
 
-class _NotAFolderError(NotADirectoryError, AssertionError):
-    """A file where a folder is needed; diffusers raises AssertionError."""
-
-
-def _refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
     """Raise: the config is immutable."""
     raise FrozenConfigError(
         "The config is immutable: make a new scheduler with from_config(scheduler.config, key=value)."
@@ -56,14 +43,8 @@ def _refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
 class FrozenDict(dict[str, Any]):
     """A dict that cannot be changed; `config.key` and `config["key"]` read the same entry.
 
-    Lists, dicts and NumPy arrays among the values are copied, so that the caller's own are not tied to the config.
-
-    Raises
-    ------
-    FrozenConfigError
-        A TypeError and an AttributeError, on any attempt to change the dict.
-    TypeError
-        If a key is not a string.
+    Lists, dicts and NumPy arrays among the values are copied, so that nobody else's are tied to the config.
+    An attempt to change it raises `FrozenConfigError`, which is a TypeError and an AttributeError.
 
     Examples
     --------
@@ -80,18 +61,20 @@ class FrozenDict(dict[str, Any]):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "FrozenDict":
         """Fill the dict here, because `__init__` could be called again."""
-        self = super().__new__(cls)
-        for key, value in dict[Any, Any](*args, **kwargs).items():
+        entries: dict[Any, Any] = dict(*args, **kwargs)
+        for key, value in entries.items():
             if not isinstance(key, str):
                 raise TypeError(f"config key {key!r}: expected a string.")
-            own = copy.deepcopy(value) if isinstance(value, list | dict | np.ndarray) else value
-            dict.__setitem__(self, key, own)
+            if isinstance(value, list | dict | np.ndarray):
+                entries[key] = copy.deepcopy(cast(Any, value))
+        self = super().__new__(cls)
+        super().update(self, entries)
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
-        # Python probes objects for special methods; a config must not be able to answer.
+        # Python probes objects for special methods: a key of that name must not answer.
         if name in self and not name.startswith("__"):
             return self[name]
         raise AttributeError(f"The config has no key {name!r}{_suggestion(name, self)}")
@@ -107,57 +90,47 @@ class FrozenDict(dict[str, Any]):
 
 
 def _suggestion(name: str, names: Any) -> str:
-    """'. Did you mean ...' if there is a similar name, and all names."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return (f": did you mean {close[0]!r}?" if close else ".") + f" There are {', '.join(sorted(names))}."
+    """The end of a message about an unknown name: the one that may be meant, and all there are."""
+    close: list[str] = difflib.get_close_matches(name, names, n=1)
+    return f"{f': did you mean {close[0]!r}?' if close else '.'} There are {', '.join(sorted(names))}."
 
 
 def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     """Decorate an `__init__` so that its arguments are in `self.config` before its body runs.
 
     Arguments left at their defaults are listed under "_use_default_values". Keyword arguments that begin with "_"
-    go into the config only.
-
-    Raises
-    ------
-    TypeError
-        By the decorated `__init__`: for an unknown, missing or repeated argument.
-    RuntimeError
-        By the decorated `__init__`: if its class does not inherit from `ConfigMixin`.
+    go into the config only. The decorated `__init__` raises TypeError for an argument that is unknown, missing or
+    repeated, and RuntimeError if its class does not inherit from `ConfigMixin`.
     """
     signature = inspect.signature(init)
-    named = [
-        p for p in list(signature.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][1:]
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        kind, attributes = type(self).__name__, cast(dict[str, Any], self.__dict__)
         if not isinstance(self, ConfigMixin):
-            raise RuntimeError(
-                f"{type(self).__name__} uses register_to_config: it must inherit from ConfigMixin."
-            )
+            raise RuntimeError(f"{kind} uses register_to_config: it must inherit from ConfigMixin.")
         public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+        config = {key: value for key, value in kwargs.items() if key.startswith("_")}
         try:
             given = signature.bind(self, *args, **public).arguments
         except TypeError as error:
-            names = [p.name for p in named]
-            unknown = next((key for key in public if key not in names), "")
-            raise TypeError(f"{type(self).__name__}() {error}{_suggestion(unknown, names)}") from None
-        config = {p.name: given.get(p.name, p.default) for p in named if p.name not in self.ignore_for_config}
-        outer = (
-            self.config if "_building" in self.__dict__ else {}
-        )  # of a subclass whose __init__ calls this one
-        defaults = [name for name in config if name not in given and name not in outer]
+            unknown = next((key for key in public if key not in signature.parameters), "")
+            raise TypeError(f"{kind}() {error}{_suggestion(unknown, [p.name for p in named])}") from None
+        names = [p for p in named if p.name not in self.ignore_for_config]
+        config |= {p.name: given.get(p.name, p.default) for p in names}
+        # A subclass whose __init__ calls this one has recorded its arguments already, and knows what was given.
+        outer: dict[str, Any] = attributes.get("_internal_dict", {}) if "_building" in attributes else {}
+        defaults = [p.name for p in names if p.name not in given and p.name not in outer]
         if defaults := [*outer.get("_use_default_values", ()), *defaults]:
             config["_use_default_values"] = defaults
-        private = {key: value for key, value in kwargs.items() if key.startswith("_")}
-        outermost = self.__dict__.setdefault("_building", wrapper) is wrapper
+        outermost = attributes.setdefault("_building", wrapper) is wrapper
         try:
-            self.register_to_config(**{**private, **config})
+            self.register_to_config(**config)
             init(self, *args, **public)
         finally:
             if outermost:
-                self.__dict__.pop("_building", None)
+                attributes.pop("_building", None)
 
     return wrapper
 
@@ -165,9 +138,9 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
 class ConfigMixin:
     """Base of classes that have a config.
 
-    A subclass sets `config_name`, the name of its file, and decorates `__init__` with `register_to_config`. What it
-    derives from the config it computes in a method `_configured`, which `__init__` calls, and which is called again
-    whenever the config of a finished object is replaced; if that raises, the object is left as it was.
+    A subclass sets `config_name`, the name of its file, and decorates `__init__` with `register_to_config`. What
+    it derives from the config it computes in a method `_configured`, which `__init__` calls, and which is called
+    again whenever a finished object gets another config; if that raises, the object is left as it was.
 
     Examples
     --------
@@ -191,7 +164,7 @@ class ConfigMixin:
 
     @property
     def config(self) -> FrozenDict:
-        """The arguments this object was made from, and keys of other classes that came with them."""
+        """The arguments of the constructor, and keys of other classes that came with them."""
         return self._internal_dict
 
     def _configured(self) -> None:
@@ -206,8 +179,7 @@ class ConfigMixin:
 
     @_internal_dict.setter
     def _internal_dict(self, config: Mapping[str, Any]) -> None:
-        attributes = self.__dict__
-        before = unshared(attributes)
+        attributes, before = self.__dict__, files.unshared(self.__dict__)
         attributes["_internal_dict"] = FrozenDict(config)
         if "_internal_dict" not in before or "_building" in before:
             return
@@ -223,9 +195,7 @@ class ConfigMixin:
     def register_to_config(self, /, **kwargs: Any) -> None:
         """Merge keys into the config, and recompute what depends on it."""
         if self.config_name is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} must set config_name, such as 'scheduler_config.json'."
-            )
+            raise NotImplementedError(f"{type(self).__name__}.config_name is None: name the config's file.")
         kwargs.pop("kwargs", None)
         self._internal_dict = {**self.__dict__.get("_internal_dict", {}), **kwargs}
 
@@ -234,22 +204,24 @@ class ConfigMixin:
         if name not in config or name.startswith("__"):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         message = (
-            f"Accessing config attribute {name} of a scheduler is deprecated: read scheduler.config.{name}."
+            f"Accessing config attribute {name} of a scheduler is deprecated: use scheduler.config.{name}."
         )
         warnings.warn(message, FutureWarning, stacklevel=2)
         return config[name]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make an object from the config of this class, or of one that is compatible with it.
+        """Make an object from a config of this class, or of one compatible with it.
+
+        Values that were given travel; those left at their defaults do not. Keys that only other classes use are
+        kept in the new config, out of use.
 
         Parameters
         ----------
         config
-            A dict such as `scheduler.config`. Its values travel; those its maker left at the defaults do not. Keys
-            that only other classes use are kept in the new config, out of use.
+            A dict such as `scheduler.config`.
         return_unused_kwargs
-            Whether to return (object, dict of all keys and keyword arguments that its constructor did not get).
+            Whether to return (object, dict of all that the constructor did not get).
         **kwargs
             Override the config's values.
 
@@ -260,7 +232,7 @@ class ConfigMixin:
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if isinstance(config, str | os.PathLike):
-            message = f"A path given to from_config is deprecated: use {cls.__name__}.from_pretrained."
+            message = f"from_config(path) is deprecated: use {cls.__name__}.from_pretrained(path)."
             warnings.warn(message, FutureWarning, stacklevel=2)
             config, kwargs = cls.load_config(cast(Any, config), return_unused_kwargs=True, **kwargs)
         if not isinstance(config, Mapping):
@@ -280,45 +252,40 @@ class ConfigMixin:
     def extract_init_dict(
         cls, config_dict: Mapping[str, Any], /, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Split a config into constructor arguments, what is unknown, and what only other classes use."""
+        """Split a config into constructor arguments, what is unknown, and what the constructor does not get."""
         defaults = config_dict.get("_use_default_values", ())
         if not isinstance(defaults, list | tuple | set | frozenset):
-            raise ValueError(f"_use_default_values={reprlib.repr(defaults)}: expected a list of config keys.")
+            raise ValueError(f"_use_default_values={defaults!r}: expected a list of config keys.")
         implicit = [*cast(Any, defaults), "_use_default_values"]
         config = {key: value for key, value in FrozenDict(config_dict).items() if key not in implicit}
         expected = cls._get_init_keys(cls) - {"self", "kwargs", *cls.ignore_for_config}
-        foreign = cls._foreign_keys(config.get("_class_name", cls.__name__), expected) | {
-            "quantization_config"
-        }
+        foreign = cls._foreign_keys(config.get("_class_name", cls.__name__), expected)
         known = {
             key: value for key, value in config.items() if key not in foreign and not key.startswith("_")
         }
-        init = {
-            key: kwargs.pop(key, known.get(key)) for key in sorted(expected) if key in kwargs or key in known
-        }
+        init = {key: kwargs.pop(key, known.get(key)) for key in expected if key in kwargs or key in known}
         unknown = {key: value for key, value in known.items() if key not in init}
         if unknown:
-            logger.warning(
-                "The config attributes %s were passed to %s, which does not take them; they are ignored. Check %s.",
-                reprlib.repr(unknown), cls.__name__, cls.config_name,
-            )  # fmt: skip
+            text = (
+                "The config attributes %s were passed to %s, which ignores what it does not take. Check %s."
+            )
+            logger.warning(text, reprlib.repr(unknown), cls.__name__, cls.config_name)
         if missing := sorted(expected - init.keys()):
-            logger.info("%s are not in the config; they get their default values.", missing)
+            logger.info("%s was not found in the config: default values are taken.", missing)
         hidden = {key: value for key, value in config.items() if key not in init}
         return init, {**unknown, **kwargs}, hidden
 
     @classmethod
-    def _foreign_keys(cls, writer: Any, expected: set[str]) -> set[str]:
-        """Keys that the config's writer or a compatible class takes, and this class does not."""
-        if not isinstance(writer, str | list | tuple):
-            raise ValueError(f"_class_name={writer!r}: expected the name of a class.")
-        relatives = cast(Any, cls)._get_compatibles() if cls.has_compatibles else []
-        own = cls._get_init_keys(cls)
-        keys = {key for relative in relatives for key in cls._get_init_keys(relative) if key not in own}
-        maker = find_class(cls, writer) if isinstance(writer, str) and writer != cls.__name__ else None
-        return keys | (
-            cls._get_init_keys(maker) - expected if maker and issubclass(maker, ConfigMixin) else set()
-        )
+    def _foreign_keys(cls, maker: Any, expected: set[str]) -> set[str]:
+        """Keys that the config's maker or a compatible class takes, and this class does not."""
+        if not isinstance(maker, str | list | tuple):
+            raise ValueError(f"_class_name={maker!r}: expected the name of a class.")
+        relatives: list[type] = cast(Any, cls)._get_compatibles() if cls.has_compatibles else []
+        keys = set[str]().union(*map(cls._get_init_keys, relatives)) - cls._get_init_keys(cls)
+        found = files.find_class(cls, maker) if isinstance(maker, str) and maker != cls.__name__ else None
+        if found is not None and issubclass(found, ConfigMixin):
+            keys |= cls._get_init_keys(found) - expected
+        return keys | {"quantization_config"}
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
@@ -332,88 +299,68 @@ class ConfigMixin:
         return_commit_hash: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Read a config file; arguments as for `from_pretrained`.
+        """Read a config file, found as by `SchedulerMixin.from_pretrained`.
 
-        Returns
-        -------
-        dict or tuple
-            The config, then, each if asked for, the keyword arguments not used and the Hub's commit hash or None.
+        Returns the config; with it, if asked for, the keyword arguments not used, and the Hub's commit or None.
         """
         if cls.config_name is None:
-            raise ValueError(f"{cls.__name__}.config_name is None: it must name the file to load.")
-        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        kwargs.pop("mirror", None)
-        path = locate(pretrained_model_name_or_path, cls.config_name, kwargs.pop("subfolder", None), options)
-        config = read_config(path)
-        if not (return_unused_kwargs or return_commit_hash):
-            return config
+            raise ValueError(f"{cls.__name__}.config_name is None: name the file to load.")
+        path = files.locate(pretrained_model_name_or_path, cls.config_name, kwargs)
+        config = files.read_config(path)
         commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-        hashes = (commit and commit[1],) if return_commit_hash else ()
-        return (config, *((kwargs,) if return_unused_kwargs else ()), *hashes)
+        extra = ([kwargs] if return_unused_kwargs else []) + (
+            [commit and commit[1]] if return_commit_hash else []
+        )
+        return (config, *extra) if extra else config
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """Deprecated name of `load_config`."""
+        """Do as `load_config`, under its former name."""
         warnings.warn("get_config_dict is deprecated: use load_config.", FutureWarning, stacklevel=2)
         return cls.load_config(*args, **kwargs)
 
     def save_config(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write the config into a folder, which is made if it is missing; a file of that name is replaced whole.
+        """Write the config into a folder, which is made if missing; a file of that name is replaced whole.
 
-        Parameters
-        ----------
-        save_directory
-            The folder.
-        push_to_hub, **kwargs
-            Whether to upload the file too; `repo_id` (by default the folder's name), `commit_message`, `private`,
-            `token`, `create_pr`, `subfolder`.
-
-        Raises
-        ------
-        NotADirectoryError
-            If `save_directory` is a file. It is an AssertionError too, as in diffusers.
-        TypeError
-            If a value cannot be written as JSON. Nothing is written then.
+        With `push_to_hub` it is uploaded too: to `repo_id`, by default the folder's name, with the options of
+        `SchedulerMixin.push_to_hub`. Raises AssertionError if `save_directory` is a file, as diffusers does, and
+        TypeError, before anything is written, if a value has no JSON form.
         """
         folder, text, name = Path(save_directory), self.to_json_string(), str(self.config_name)
         if folder.is_file():
-            raise _NotAFolderError(f"save_directory={str(folder)!r} is a file: pass a folder.")
+            raise AssertionError(f"save_directory={str(folder)!r} is a file: pass a folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / name, text)
+        files.write(folder / name, text)
         if push_to_hub:
-            upload(text, name, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
+            files.upload(text, name, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
 
     def _record(self) -> dict[str, Any]:
-        """What is saved."""
-        saved = {
-            key: value
-            for key, value in self.__dict__.get("_internal_dict", {}).items()
-            if key not in _NOT_SAVED
-        }
+        """Return what is saved."""
+        saved = {k: v for k, v in self.__dict__.get("_internal_dict", {}).items() if k not in _NOT_SAVED}
         return saved | {"_class_name": type(self).__name__, "_diffusers_version": _DIFFUSERS_VERSION}
 
     def to_json_string(self) -> str:
-        """The config as the text of its file; TypeError, naming the key, if a value has no JSON form."""
+        """Return the text of the config's file; TypeError, naming the key, if a value has no JSON form."""
         record = self._record()
         for key, value in record.items():
             try:
-                parse(_dump({key: value}))  # what could not be read back is not written
+                files.parse(_dump({key: value}))  # what could not be read back is not written
             except (TypeError, ValueError, RecursionError) as error:
                 raise TypeError(f"{key}={reprlib.repr(value)} cannot be saved as JSON: {error}.") from error
         return _dump(record)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write the config to a file, which is replaced whole."""
-        write(Path(json_file_path), self.to_json_string())
+        files.write(Path(json_file_path), self.to_json_string())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {_dump(self._record(), otherwise=repr)}"
 
 
 def _dump(record: Mapping[str, Any], otherwise: Callable[[Any], Any] | None = None) -> str:
-    """JSON as diffusers formats it; `otherwise` writes values that have no JSON form."""
+    """JSON as diffusers formats it; `otherwise` is for values that have no JSON form."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, PurePath):

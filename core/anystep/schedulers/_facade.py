@@ -1,4 +1,7 @@
-"""What all diffusers-named classes share: from config to parts, tables handed out, noise drawn. No mathematics."""
+"""What all diffusers-named classes share.
+
+From config to parts, tables handed out, noise drawn. No mathematics.
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -8,10 +11,10 @@ import numpy as np
 
 from anystep._array import Array, backend, backend_names, backend_of, host, loaded
 from anystep.predictions import PREDICTIONS
-from anystep.schedules import BETAS, BetaSchedule
 from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import SchedulerMixin
 from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
+from anystep.schedules import BETAS, BetaSchedule
 from anystep.thresholding import Clip, DynamicThreshold, Threshold
 
 __all__ = ["Facade", "answer", "reject_steps"]
@@ -31,7 +34,10 @@ class Facade(SchedulerMixin, ConfigMixin):
     timesteps: Any
 
     def _configured(self) -> None:
-        """Rebuild everything that follows from the config; called by the constructor and whenever the config is replaced."""
+        """Rebuild everything that follows from the config.
+
+        Called by the constructor and whenever the config is replaced.
+        """
         config = self.config
         _check_config(config)
         self._schedule = self._build_schedule()
@@ -40,13 +46,19 @@ class Facade(SchedulerMixin, ConfigMixin):
     def _build_schedule(self) -> BetaSchedule:
         config = self.config
         if config["trained_betas"] is not None:
-            schedule = BetaSchedule(np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation)
+            schedule = BetaSchedule(
+                np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation
+            )
         else:
             ends = {key: config[key] for key in ("beta_start", "beta_end")}
             schedule = BetaSchedule.named(
                 config["beta_schedule"], config["num_train_timesteps"], **ends, **self._interpolation
             )
-        return schedule.rescaled_to_zero_terminal_snr(self._terminal) if config.get("rescale_betas_zero_snr") else schedule
+        return (
+            schedule.rescaled_to_zero_terminal_snr(self._terminal)
+            if config.get("rescale_betas_zero_snr")
+            else schedule
+        )
 
     _interpolation: ClassVar[Mapping[str, Any]] = {}
     _terminal: ClassVar[float] = 0.0
@@ -75,7 +87,9 @@ class Facade(SchedulerMixin, ConfigMixin):
         """
         unknown = sorted(set(ids) - set(self.deviations))
         if unknown:
-            raise ValueError(f"ids={unknown}: expected some of {sorted(self.deviations)}; docs/deviations.md describes them.")
+            raise ValueError(
+                f"ids={unknown}: expected some of {sorted(self.deviations)}; docs/deviations.md describes them."
+            )
         clone = copy.copy(self)
         clone._corrections = frozenset(ids or self.deviations)
         clone.num_inference_steps = None
@@ -88,8 +102,8 @@ class Facade(SchedulerMixin, ConfigMixin):
         Parameters
         ----------
         device
-            A device object (`torch.device`, `jax.Device`, ...), the name of a backend such as ``"torch"``, or, once PyTorch is imported, a
-            device string of PyTorch's such as ``"cuda:0"``.
+            A device object (`torch.device`, `jax.Device`, ...), the name of a backend such as ``"torch"``,
+            or, once PyTorch is imported, a device string of PyTorch's such as ``"cuda:0"``.
 
         Returns
         -------
@@ -151,11 +165,15 @@ class Facade(SchedulerMixin, ConfigMixin):
             return float(self._times[position])
         values = host(timestep)
         if values.size != 1:
-            raise ValueError(f"timestep has shape {values.shape}: expected one number for the whole batch; see anystep.update.")
+            raise ValueError(
+                f"timestep has shape {values.shape}: expected one number for the whole batch; see anystep.update."
+            )
         return float(values.reshape(()))
 
     def _commit(self, device: Any, build: Callable[["Facade"], Any], **changes: Any) -> None:
-        """Make changes on a copy, build what follows from them there, and take them over only if nothing was raised."""
+        """Make changes on a copy, build what follows from them there, and take them over only if nothing was
+        raised.
+        """
         trial = copy.copy(self)
         vars(trial).update(changes)
         if device is not None:
@@ -208,11 +226,15 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={config[name]!r}: expected true or false.")
     for name in _NUMBERS:
         value = config.get(name)
-        if name in config and (isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value):
+        if name in config and (
+            isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value
+        ):
             raise ValueError(f"{name}={value!r}: expected a number.")
     count = config["num_train_timesteps"]
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 10**7:
-        raise ValueError(f"num_train_timesteps={count!r}: expected an integer in [1, 10000000], such as 1000.")
+        raise ValueError(
+            f"num_train_timesteps={count!r}: expected an integer in [1, 10000000], such as 1000."
+        )
     offset = config.get("steps_offset", 0)
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer) or not -count <= offset < count:
         raise ValueError(f"steps_offset={offset!r}: expected an integer, such as 0 or 1.")
@@ -241,9 +263,13 @@ def _target(device: Any) -> tuple[Any, Any] | None:
         if loaded("torch") is None:
             if device == "cpu":
                 return None
-            raise ValueError(f"device={device!r}: expected a device object, or one of the backends {backend_names()}.")
+            raise ValueError(
+                f"device={device!r}: expected a device object, or one of the backends {backend_names()}."
+            )
         return (found := backend("torch")), found.device(device)
     found = backend_of(device)
     if found is None:
-        raise ValueError(f"device={device!r}: expected a device object of one of the backends {backend_names()}.")
+        raise ValueError(
+            f"device={device!r}: expected a device object of one of the backends {backend_names()}."
+        )
     return None if found.name == "numpy" else (found, found.device(device))

@@ -1,4 +1,6 @@
-"""Base of the facades that work on x_t / alpha_t, step by an index that they carry along, and may remember earlier calls."""
+"""Base of the facades that work on x_t / alpha_t, step by an index that they carry along, and may remember
+earlier calls.
+"""
 
 import warnings
 from abc import abstractmethod
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array, Float64, host, like
+from anystep._update import State, scale_input, update
 from anystep.forward import mix
 from anystep.levels import Level, Levels, check_descending
 from anystep.plan import Plan
@@ -16,7 +19,6 @@ from anystep.predictions import Prediction, Sample, prediction
 from anystep.schedulers._alpha import diffusers_timesteps
 from anystep.schedulers._facade import Facade, reject_steps
 from anystep.spacings.sigma import beta, exponential, karras
-from anystep._update import State, scale_input, update
 
 __all__ = ["SigmaFacade"]
 
@@ -35,7 +37,10 @@ class SigmaFacade(Facade):
     """Abstract: noise levels are karras sigmas, one more than steps."""
 
     _terminal = 2.0**-24
-    """alpha² of the last timestep after rescaling to zero terminal SNR; 0 would be an infinite sigma. As in diffusers."""
+    """alpha² of the last timestep after rescaling to zero terminal SNR.
+
+    0 would be an infinite sigma. As in diffusers.
+    """
     _begin_index: int | None = None
     _run: _Run = _Run()
     is_scale_input_called: bool = False
@@ -45,7 +50,9 @@ class SigmaFacade(Facade):
         self._run = _Run()
         if self.num_inference_steps is None:
             self._sigmas = np.append(self._schedule.karras_sigmas[::-1], 0.0)
-            self._times = self._told(np.arange(len(self._schedule.betas), dtype=np.float64)[::-1], self._sigmas[:-1])
+            self._times = self._told(
+                np.arange(len(self._schedule.betas), dtype=np.float64)[::-1], self._sigmas[:-1]
+            )
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -56,7 +63,11 @@ class SigmaFacade(Facade):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the start sample: the largest sigma, or for leading spacing √(sigma² + 1)."""
         high = float(self._sigmas.max())
-        return high if self.config["timestep_spacing"] in ("linspace", "trailing") else float(np.hypot(high, 1.0))
+        return (
+            high
+            if self.config["timestep_spacing"] in ("linspace", "trailing")
+            else float(np.hypot(high, 1.0))
+        )
 
     @property
     def step_index(self) -> int | None:
@@ -81,18 +92,25 @@ class SigmaFacade(Facade):
         self._begin_index = int(begin_index)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
-        """Row of a timestep: the nearest, which must be equal up to float32 rounding; the second of two that are equal.
+        """Row of a timestep: the nearest, which must be equal up to float32 rounding; the second of two that
+        are equal.
 
         Raises
         ------
         IndexError
             If there is no such row.
         """
-        times = self._times if schedule_timesteps is None else np.asarray(host(schedule_timesteps), dtype=np.float64)
+        times = (
+            self._times
+            if schedule_timesteps is None
+            else np.asarray(host(schedule_timesteps), dtype=np.float64)
+        )
         wanted = self._number(timestep)
         distance = np.abs(times - wanted)
         if not distance.size or not distance.min() <= 2.0**-20 * max(1.0, abs(wanted)):
-            raise IndexError(f"timestep={wanted}: expected one of scheduler.timesteps; call set_timesteps first.")
+            raise IndexError(
+                f"timestep={wanted}: expected one of scheduler.timesteps; call set_timesteps first."
+            )
         rows = np.flatnonzero(times == times[distance.argmin()])
         return int(rows[min(1, len(rows) - 1)])
 
@@ -124,7 +142,9 @@ class SigmaFacade(Facade):
         self.is_scale_input_called = True
         return scale_input(self._plan(self._default), index, sample)
 
-    def _advance(self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None) -> Array:
+    def _advance(
+        self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None
+    ) -> Array:
         """The next sample; index and memories move on only if nothing was raised."""
         if not self.is_scale_input_called:
             warnings.warn(
@@ -151,12 +171,16 @@ class SigmaFacade(Facade):
 
     @property
     def _levels(self) -> Levels:
-        """Levels of the steps: alpha 1, sigma the karras sigma, scale the alpha of the model's own coordinates."""
+        """Levels of the steps: alpha 1, sigma the karras sigma, scale the alpha of the model's own
+        coordinates.
+        """
         count = len(self._times)
         sigma = self._sigmas[: count + 1]
         one = np.ones(count)
         return Levels(
-            Level(self._times, one, sigma[:-1]), Level(np.append(self._times[1:], 0), one, sigma[1:]), 1 / np.hypot(sigma[:-1], 1)
+            Level(self._times, one, sigma[:-1]),
+            Level(np.append(self._times[1:], 0), one, sigma[1:]),
+            1 / np.hypot(sigma[:-1], 1),
         )
 
     @property
@@ -180,7 +204,9 @@ class SigmaFacade(Facade):
     def _custom_sigmas(self, sigmas: Any) -> Float64:
         values = np.asarray(host(sigmas), dtype=np.float64)
         if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"sigmas has shape {values.shape}: expected N + 1 numbers, the final level included.")
+            raise ValueError(
+                f"sigmas has shape {values.shape}: expected N + 1 numbers, the final level included."
+            )
         check_descending("sigmas", values)
         return values
 
@@ -188,11 +214,14 @@ class SigmaFacade(Facade):
         values = np.asarray(host(timesteps), dtype=np.float64)
         check_descending("timesteps", values)
         if not values.size or values[0] > len(self) - 1:
-            raise ValueError(f"timesteps={values.tolist()[:5]}: expected numbers in [0, {len(self) - 1}], noisiest first.")
+            raise ValueError(
+                f"timesteps={values.tolist()[:5]}: expected numbers in [0, {len(self) - 1}], noisiest first."
+            )
         return values
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:
-        """original + sigma noise, with sigma at each timestep; at the current or begin index once a loop has one.
+        """Original + sigma noise, with sigma at each timestep; at the current or begin index once a loop has
+        one.
 
         Parameters
         ----------

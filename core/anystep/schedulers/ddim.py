@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-
 from anystep._array import Array
 from anystep._draw import draw
 from anystep.samplers import DDIM
@@ -16,7 +15,8 @@ __all__ = ["DDIMScheduler"]
 
 
 class DDIMScheduler(AlphaFacade):
-    """Denoising diffusion implicit models, drop-in for diffusers' class of that name; see `anystep.DDIM` for the method.
+    """Denoising diffusion implicit models, drop-in for diffusers' class of that name; see `anystep.DDIM` for
+    the method.
 
     Parameters
     ----------
@@ -35,7 +35,8 @@ class DDIMScheduler(AlphaFacade):
     steps_offset
         Added to the timesteps of leading spacing.
     prediction_type
-        What the model returns: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, or another name of `anystep.predictions`.
+        What the model returns: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, or another name of
+        `anystep.predictions`.
     thresholding, dynamic_thresholding_ratio, sample_max_value
         Dynamic thresholding of the estimate; see `anystep.DynamicThreshold`. Takes precedence over clipping.
     timestep_spacing
@@ -50,7 +51,8 @@ class DDIMScheduler(AlphaFacade):
 
     References
     ----------
-    Song, Meng, Ermon 2020, https://arxiv.org/abs/2010.02502. Where diffusers' results differ from it: docs/deviations.md.
+    Song, Meng, Ermon 2020, https://arxiv.org/abs/2010.02502. Where diffusers' results differ from it:
+    docs/deviations.md.
 
     Examples
     --------
@@ -154,12 +156,14 @@ class DDIMScheduler(AlphaFacade):
         Returns
         -------
         DDIMSchedulerOutput or tuple
-            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``, computed when read.
+            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``,
+            computed when read.
 
         Raises
         ------
         ValueError
-            If `set_timesteps` was not called, shapes differ, or both a generator and noise are given with ``eta`` > 0.
+            If `set_timesteps` was not called, shapes differ, or both a generator and noise are given with
+            ``eta`` > 0.
         """
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps=None: call set_timesteps(N) before step.")
@@ -167,14 +171,17 @@ class DDIMScheduler(AlphaFacade):
         noise = None
         if eta > 0:
             if generator is not None and variance_noise is not None:
-                raise ValueError("generator and variance_noise were both given: pass one; the noise is used as it is.")
+                raise ValueError(
+                    "generator and variance_noise were both given: pass one; the noise is used as it is."
+                )
             noise = draw(model_output, generator, row) if variance_noise is None else variance_noise
         return answer(DDIMSchedulerOutput, *self._run(plan, row, sample, model_output, noise), return_dict)
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Any:
         """Posterior variance between two timesteps, as pipelines ask for it."""
         final = self._final_alpha_cumprod
-        a, b = (float(self._schedule.alphas_cumprod[int(t)]) if t >= 0 else final for t in (timestep, prev_timestep))
+        a, b = (
+            float(self._schedule.alphas_cumprod[int(t)]) if t >= 0 else final
+            for t in (timestep, prev_timestep)
+        )
         return self._export((1 - b) / (1 - a) * (1 - a / b))
-
-

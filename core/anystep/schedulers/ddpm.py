@@ -17,21 +17,29 @@ from anystep.variance import learned_noise, learned_range_noise, log_variance_ra
 
 __all__ = ["DDPMScheduler"]
 
-_VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large"}
+_VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+}
 
 
 class DDPMScheduler(AlphaFacade):
-    """Denoising diffusion probabilistic models, drop-in for diffusers' class of that name; see `anystep.DDPM` for the method.
+    """Denoising diffusion probabilistic models, drop-in for diffusers' class of that name; see `anystep.DDPM`
+    for the method.
 
     Parameters
     ----------
     num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas
         The beta table; see `DDIMScheduler`.
     variance_type
-        Variance of the added noise: ``"fixed_small"`` (the posterior's), ``"fixed_large"`` (beta), each also with ``"_log"``, which is the
-        same computed through logarithms; ``"learned"``: the second half of the model's channels is its log variance; ``"learned_range"``:
-        it is where in [-1, 1] the log variance lies between small and large.
-    clip_sample, clip_sample_range, prediction_type, thresholding, dynamic_thresholding_ratio, sample_max_value
+        Variance of the added noise: ``"fixed_small"`` (the posterior's), ``"fixed_large"`` (beta), each also
+        with ``"_log"``, which is the same computed through logarithms; ``"learned"``: the second half of the
+        model's channels is its log variance; ``"learned_range"``: it is where in [-1, 1] the log variance
+        lies between small and large.
+    clip_sample, clip_sample_range, prediction_type, thresholding, dynamic_thresholding_ratio,
+    sample_max_value
         The model's output and the bound on the estimate of the clean sample; see `DDIMScheduler`.
     timestep_spacing, steps_offset, rescale_betas_zero_snr
         The levels; see `DDIMScheduler`.
@@ -43,8 +51,9 @@ class DDPMScheduler(AlphaFacade):
 
     References
     ----------
-    Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239; Nichol, Dhariwal 2021, https://arxiv.org/abs/2102.09672, for learned variances.
-    Where diffusers' results differ from them: docs/deviations.md.
+    Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239; Nichol, Dhariwal 2021,
+    https://arxiv.org/abs/2102.09672, for learned variances. Where diffusers' results differ from them:
+    docs/deviations.md.
 
     Examples
     --------
@@ -82,7 +91,9 @@ class DDPMScheduler(AlphaFacade):
     ) -> None:
         self._configured()
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
+    ) -> None:
         """Choose the timesteps of a run: N of them by the config's spacing, or those given.
 
         Parameters
@@ -111,7 +122,9 @@ class DDPMScheduler(AlphaFacade):
         values = np.asarray(timesteps, dtype=np.float64)
         check_descending("timesteps", values)
         if not values.size or (values != np.floor(values)).any() or values[0] >= len(self):
-            raise ValueError(f"timesteps={values.tolist()[:5]}...: expected integers below num_train_timesteps={len(self)}.")
+            raise ValueError(
+                f"timesteps={values.tolist()[:5]}...: expected integers below num_train_timesteps={len(self)}."
+            )
         return values.astype(np.int64)
 
     @property
@@ -139,7 +152,12 @@ class DDPMScheduler(AlphaFacade):
         return timesteps - 1
 
     def step(
-        self, model_output: Array, timestep: Any, sample: Array, generator: Any = None, return_dict: bool = True
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        return_dict: bool = True,
     ) -> Any:
         """One step from ``timestep`` down; before `set_timesteps`, to ``timestep - 1``.
 
@@ -159,7 +177,8 @@ class DDPMScheduler(AlphaFacade):
         Returns
         -------
         DDPMSchedulerOutput or tuple
-            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``, computed when read.
+            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``,
+            computed when read.
 
         Raises
         ------

@@ -7,6 +7,7 @@ import numpy as np
 
 from anystep._array import Array, Float64, host, like
 from anystep._draw import draw
+from anystep._update import estimate
 from anystep.forward import mix, velocity
 from anystep.samplers._late_churn import LateChurnEuler
 from anystep.schedulers._config import register_to_config
@@ -14,7 +15,6 @@ from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import EulerDiscreteSchedulerOutput
 from anystep.schedulers._sigma import SigmaFacade
-from anystep._update import estimate
 
 __all__ = ["EulerDiscreteScheduler"]
 
@@ -48,7 +48,8 @@ class EulerDiscreteScheduler(SigmaFacade):
 
     References
     ----------
-    Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2. Where diffusers' results differ from it: docs/deviations.md.
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2. Where diffusers' results differ from
+    it: docs/deviations.md.
 
     Examples
     --------
@@ -90,13 +91,21 @@ class EulerDiscreteScheduler(SigmaFacade):
         self._configured()
 
     def _configured(self) -> None:
-        flags = [f for f in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if self.config[f]]
+        flags = [
+            f for f in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if self.config[f]
+        ]
         if len(flags) > 1:
-            raise ValueError(f"{flags[0]} and {flags[1]} are both set: at most one of them can respace the sigmas.")
+            raise ValueError(
+                f"{flags[0]} and {flags[1]} are both set: at most one of them can respace the sigmas."
+            )
         super()._configured()
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None, sigmas: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
     ) -> None:
         """Choose the levels of a run: N of them by the config's spacing, or those given.
 
@@ -105,7 +114,8 @@ class EulerDiscreteScheduler(SigmaFacade):
         num_inference_steps
             N >= 1; None with one of the others.
         device
-            Where ``timesteps`` and ``sigmas`` are wanted; see `to`. None leaves them as they were, NumPy at first.
+            Where ``timesteps`` and ``sigmas`` are wanted; see `to`. None leaves them as they were, NumPy at
+            first.
         timesteps
             N strictly descending numbers in [0, T - 1], whose sigmas are read off the table.
         sigmas
@@ -117,10 +127,14 @@ class EulerDiscreteScheduler(SigmaFacade):
             If not exactly one of the three is given, or a value is out of range. Nothing is changed then.
         """
         if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
-            raise ValueError("expected exactly one of num_inference_steps, timesteps and sigmas; pass the others as None.")
+            raise ValueError(
+                "expected exactly one of num_inference_steps, timesteps and sigmas; pass the others as None."
+            )
         if timesteps is not None and (self._respacing or self._continuous):
             blocked = self._respacing or "continuous timesteps"
-            raise ValueError(f"timesteps were given, but the config asks for {blocked}: give sigmas instead, or change the config.")
+            raise ValueError(
+                f"timesteps were given, but the config asks for {blocked}: give sigmas instead, or change the config."
+            )
         if sigmas is not None:
             chain = self._custom_sigmas(sigmas)
             times = self._schedule.timestep(chain[:-1])
@@ -128,7 +142,9 @@ class EulerDiscreteScheduler(SigmaFacade):
             times = self._timesteps(num_inference_steps, timesteps)
             chain, times = self._chain(times)
         if not (chain[: len(times)] > 0).all():
-            raise ValueError("sigma is 0 at a level where the model is called: only the final level may have no noise.")
+            raise ValueError(
+                "sigma is 0 at a level where the model is called: only the final level may have no noise."
+            )
 
         def build(trial: Any) -> None:
             trial._plan(trial._default)
@@ -147,7 +163,9 @@ class EulerDiscreteScheduler(SigmaFacade):
         schedule, steps = self._schedule, len(times)
         if self.config["interpolation_type"] == "log_linear":
             corrected = "euler-log-linear" in self._corrections
-            points = np.linspace(np.log(schedule.sigma_max), np.log(schedule.sigma_min), steps + (not corrected))
+            points = np.linspace(
+                np.log(schedule.sigma_max), np.log(schedule.sigma_min), steps + (not corrected)
+            )
             sigmas = np.exp(points)
             times = schedule.timestep(sigmas) if corrected else times
         else:
@@ -165,7 +183,9 @@ class EulerDiscreteScheduler(SigmaFacade):
 
     @property
     def _continuous(self) -> bool:
-        return self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
+        return (
+            self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
+        )
 
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         return 0.25 * np.log(sigmas) if self._continuous else times
@@ -193,11 +213,13 @@ class EulerDiscreteScheduler(SigmaFacade):
         model_output
             The model's output, shape of ``sample``.
         timestep
-            One of ``timesteps``; looked up at the first call, then not read. Integers are refused: they would be positions.
+            One of ``timesteps``; looked up at the first call, then not read. Integers are refused: they would
+            be positions.
         sample
             The sample in Karras coordinates, any array library; never written to.
         s_churn, s_tmin, s_tmax, s_noise
-            Noise added, after the model call as in diffusers; see `anystep.Euler`, which adds it before, as in the paper.
+            Noise added, after the model call as in diffusers; see `anystep.Euler`, which adds it before, as
+            in the paper.
         generator
             Source of that noise; see `anystep.draw`.
         return_dict
@@ -206,7 +228,8 @@ class EulerDiscreteScheduler(SigmaFacade):
         Returns
         -------
         EulerDiscreteSchedulerOutput or tuple
-            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``, computed when read.
+            ``prev_sample``, with shape, dtype and device of ``sample``, and ``pred_original_sample``,
+            computed when read.
 
         Raises
         ------
@@ -229,12 +252,17 @@ class EulerDiscreteScheduler(SigmaFacade):
 
         def estimated() -> Array:
             added = 0.0 if noise is None else s_noise * (raised**2 - float(self._sigmas[index]) ** 2) ** 0.5
-            return estimate(plan, index, mix(sample, noise, 1.0, added) if noise is not None else sample, model_output)
+            return estimate(
+                plan, index, mix(sample, noise, 1.0, added) if noise is not None else sample, model_output
+            )
 
         return answer(EulerDiscreteSchedulerOutput, moved, estimated, return_dict)
 
     def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
-        """alpha noise - sigma sample at the rows of ``timesteps``; docs/deviations.md has what diffusers looks up there."""
+        """Alpha noise - sigma sample at the rows of ``timesteps``.
+
+        Docs/deviations.md has what diffusers looks up there.
+        """
         _reject_integer("get_velocity", timesteps)
         if "euler-get-velocity" in self._corrections:
             return velocity(self._schedule, sample, noise, host(timesteps))
@@ -250,5 +278,3 @@ def _reject_integer(method: str, timestep: Any) -> None:
             f"timestep={timestep!r} of EulerDiscreteScheduler.{method} is an integer, such as enumerate gives: "
             "pass one of scheduler.timesteps."
         )
-
-

@@ -1,4 +1,6 @@
-"""What a schedule is: a forward process t -> (alpha_t, sigma_t), and its inverse in the noise-to-signal ratio."""
+"""What a schedule is: a forward process t -> (alpha_t, sigma_t), and its inverse in the noise-to-signal
+ratio.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -26,11 +28,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def level(self, t: Any) -> Level:
-        """Level at t: a number or NumPy array, in float64; or an array of any library, computed there in its own precision."""
+        """Level at t: a number or NumPy array, in float64.
+
+        Or an array of any library, computed there in its own precision.
+        """
 
     @abstractmethod
     def timestep(self, karras_sigma: Any) -> Any:
-        """t whose level has this noise-to-signal ratio (NumPy, float64); clamped to ``t_range``."""
+        """T whose level has this noise-to-signal ratio (NumPy, float64); clamped to ``t_range``."""
 
     @property
     def sigma_min(self) -> float:
@@ -43,7 +48,7 @@ class Schedule(ABC):
         return float(self.level(self.t_range[1]).karras_sigma)
 
     def warp(self, progress: Any) -> Any:
-        """t at even progress in [0, 1] from clean to noise."""
+        """T at even progress in [0, 1] from clean to noise."""
         low, high = self.t_range
         return low + (high - low) * np.asarray(progress, dtype=np.float64)
 
@@ -57,7 +62,9 @@ class Schedule(ABC):
         """
         ratio = np.asarray(karras_sigma, dtype=np.float64)
         slack = 1e-9  # ends computed by another formula still count as ends
-        outside = (ratio != 0) & ((ratio < self.sigma_min * (1 - slack)) | (ratio > self.sigma_max * (1 + slack)))
+        outside = (ratio != 0) & (
+            (ratio < self.sigma_min * (1 - slack)) | (ratio > self.sigma_max * (1 + slack))
+        )
         if outside.any():
             raise ValueError(
                 f"karras_sigma={np.atleast_1d(ratio)[np.atleast_1d(outside)][0]:g} is outside the schedule's range "
@@ -73,4 +80,8 @@ class Schedule(ABC):
 
 def host_or_array(t: Any) -> Array:
     """Numbers and NumPy values as float64; an array of another library as it is."""
-    return np.asarray(t, dtype=np.float64) if isinstance(t, int | float | list | tuple | np.ndarray | np.generic) else t
+    return (
+        np.asarray(t, dtype=np.float64)
+        if isinstance(t, int | float | list | tuple | np.ndarray | np.generic)
+        else t
+    )

@@ -1,6 +1,8 @@
-"""Discrete-time variance-preserving processes given by a table of betas: alpha_t² = Π (1 - beta_s), sigma_t² = 1 - alpha_t².
+"""Discrete-time variance-preserving processes given by a table of betas: alpha_t² = Π (1 - beta_s), sigma_t²
+= 1 - alpha_t².
 
-All tables are float64. diffusers builds the same in float32, which is where its 1e-5 relative error of small sigma comes from.
+All tables are float64. diffusers builds the same in float32, which is where its 1e-5 relative error of small
+sigma comes from.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,10 @@ def sigmoid(steps: int, beta_start: float, beta_end: float) -> Float64:
 
 
 def squaredcos_cap_v2(steps: int, beta_start: float, beta_end: float) -> Float64:
-    """Cosine: Nichol, Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 17, betas capped at 0.999; ends are not used."""
+    """Cosine: Nichol, Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 17, betas capped at 0.999.
+
+    Ends are not used.
+    """
     return _from_alpha_bar(steps, lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2)
 
 
@@ -43,9 +48,11 @@ def exp(steps: int, beta_start: float, beta_end: float) -> Float64:
 
 
 def laplace(steps: int, beta_start: float, beta_end: float) -> Float64:
-    """Laplace-distributed log-SNR: Hang, Gu 2024, https://arxiv.org/abs/2407.03297, table 1, with location 0 and scale 1/2.
+    """Laplace-distributed log-SNR: Hang, Gu 2024, https://arxiv.org/abs/2407.03297, table 1, with location 0
+    and scale 1/2.
 
-    As published models use it: √(SNR / (1 + SNR)) takes the place of alpha_t², and 1e-6 keeps the logarithm finite.
+    As published models use it: √(SNR / (1 + SNR)) takes the place of alpha_t², and 1e-6 keeps the logarithm
+    finite.
     """
 
     def alpha_bar(t: Float64) -> Float64:
@@ -75,8 +82,8 @@ class BetaSchedule(Schedule):
     betas
         Shape (T,), each in [0, 1]; 1 only at the end, where it means zero terminal SNR.
     interpolation
-        How karras_sigma is read between timesteps: ``"log"`` (k-diffusion's, and the inverse of `timestep`) or ``"linear"``
-        (diffusers' Euler family).
+        How karras_sigma is read between timesteps: ``"log"`` (k-diffusion's, and the inverse of `timestep`)
+        or ``"linear"`` (diffusers' Euler family).
 
     Raises
     ------
@@ -100,11 +107,19 @@ class BetaSchedule(Schedule):
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
         if betas.ndim != 1 or not betas.size:
-            raise ValueError(f"betas has shape {betas.shape}: expected a flat list with one beta per training timestep.")
+            raise ValueError(
+                f"betas has shape {betas.shape}: expected a flat list with one beta per training timestep."
+            )
         bad = np.flatnonzero(~((betas >= 0) & (betas <= 1)))
         if bad.size:
-            raise ValueError(f"betas[{bad[0]}]={betas[bad[0]]} is outside [0, 1]: betas are variances added per timestep.")
-        product = np.array(self.alphas_cumprod, dtype=np.float64) if len(self.alphas_cumprod) else np.cumprod(1 - betas)
+            raise ValueError(
+                f"betas[{bad[0]}]={betas[bad[0]]} is outside [0, 1]: betas are variances added per timestep."
+            )
+        product = (
+            np.array(self.alphas_cumprod, dtype=np.float64)
+            if len(self.alphas_cumprod)
+            else np.cumprod(1 - betas)
+        )
         if (np.diff(product) > 0).any() or (product[:-1] <= 0).any():
             raise ValueError("betas reach 1 before the last timestep: only the last may leave no signal.")
         for name, table in (("betas", betas), ("alphas_cumprod", product)):
@@ -113,7 +128,13 @@ class BetaSchedule(Schedule):
 
     @classmethod
     def named(
-        cls, name: str, train_timesteps: int = 1000, *, beta_start: float = 0.0001, beta_end: float = 0.02, **options: Any
+        cls,
+        name: str,
+        train_timesteps: int = 1000,
+        *,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        **options: Any,
     ) -> "BetaSchedule":
         """One of the published tables: linear, scaled_linear, squaredcos_cap_v2, sigmoid, laplace, exp.
 
@@ -125,16 +146,25 @@ class BetaSchedule(Schedule):
             If ``train_timesteps`` is not a positive integer or the ends are outside [0, 1].
         """
         if name not in BETAS:
-            raise NotImplementedError(f"beta_schedule={name!r} is not implemented: expected one of {', '.join(BETAS)}.")
-        if not isinstance(train_timesteps, int | np.integer) or isinstance(train_timesteps, bool) or train_timesteps < 1:
+            raise NotImplementedError(
+                f"beta_schedule={name!r} is not implemented: expected one of {', '.join(BETAS)}."
+            )
+        if (
+            not isinstance(train_timesteps, int | np.integer)
+            or isinstance(train_timesteps, bool)
+            or train_timesteps < 1
+        ):
             raise ValueError(f"train_timesteps={train_timesteps!r}: expected an integer >= 1, such as 1000.")
         for label, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{label}={value} is outside [0, 1]: betas are variances added per timestep.")
+                raise ValueError(
+                    f"{label}={value} is outside [0, 1]: betas are variances added per timestep."
+                )
         return cls(BETAS[name](int(train_timesteps), float(beta_start), float(beta_end)), **options)
 
     def rescaled_to_zero_terminal_snr(self, terminal: float = 0.0) -> "BetaSchedule":
-        """alpha_t shifted and scaled so that the last is 0: Lin et al. 2024, https://arxiv.org/abs/2305.08891, algorithm 1.
+        """alpha_t shifted and scaled so that the last is 0: Lin et al. 2024,
+        https://arxiv.org/abs/2305.08891, algorithm 1.
 
         Parameters
         ----------
@@ -170,7 +200,9 @@ class BetaSchedule(Schedule):
         outside = ~((times >= 0) & (times <= self.train_timesteps - 1))
         if outside.any():
             first = np.atleast_1d(times)[np.atleast_1d(outside)][0]
-            raise ValueError(f"t={first:g} is outside [0, {self.train_timesteps - 1}]: choose one of the training timesteps.")
+            raise ValueError(
+                f"t={first:g} is outside [0, {self.train_timesteps - 1}]: choose one of the training timesteps."
+            )
         whole = times.astype(np.int64)
         if (whole == times).all():
             product = self.alphas_cumprod[whole]
@@ -196,5 +228,3 @@ class BetaSchedule(Schedule):
     def coefficients(self) -> Float64:
         """(alpha_t, sigma_t) of every training timestep, shape (T, 2)."""
         return np.stack([np.sqrt(self.alphas_cumprod), np.sqrt(1 - self.alphas_cumprod)], axis=-1)
-
-

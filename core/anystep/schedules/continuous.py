@@ -30,9 +30,13 @@ class Continuous(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.u_min < 1:
-            raise ValueError(f"u_min={self.u_min} is outside (0, 1): 1e-3 is usual; the process has no noise at 0.")
+            raise ValueError(
+                f"u_min={self.u_min} is outside (0, 1): 1e-3 is usual; the process has no noise at 0."
+            )
         if not 0 < self.time_scale < np.inf:
-            raise ValueError(f"time_scale={self.time_scale}: expected a number > 0, what the model is told at pure noise.")
+            raise ValueError(
+                f"time_scale={self.time_scale}: expected a number > 0, what the model is told at pure noise."
+            )
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -46,12 +50,12 @@ class Continuous(Schedule):
         return self.time_scale * np.clip(u, self.u_min, 1.0)
 
     def warp(self, progress: Any) -> Any:
-        """t at even progress in [0, 1] through the process; the model is never called below ``u_min``."""
+        """T at even progress in [0, 1] through the process; the model is never called below ``u_min``."""
         return self.time_scale * np.maximum(np.asarray(progress, dtype=np.float64), self.u_min)
 
     @abstractmethod
     def _u_of(self, ratio: Any) -> Any:
-        """u of a noise-to-signal ratio."""
+        """U of a noise-to-signal ratio."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class VP(Continuous):
 
 @dataclass(frozen=True)
 class VE(Continuous):
-    """Variance-exploding SDE: Song et al. 2021, https://arxiv.org/abs/2011.13456, equation 30: sigma = min (max / min)^u.
+    """Variance-exploding SDE: Song et al. 2021, https://arxiv.org/abs/2011.13456, equation 30: sigma = min
+    (max / min)^u.
 
     Parameters
     ----------
@@ -147,7 +152,10 @@ class EDMSchedule(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Continuous):
-    """alpha = cos(π u / 2), sigma = sin(π u / 2): Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 2."""
+    """alpha = cos(π u / 2), sigma = sin(π u / 2).
+
+    Salimans, Ho 2022, https://arxiv.org/abs/2202.00512, section 2.
+    """
 
     def level(self, t: Any) -> Level:
         """Level at t."""
@@ -162,7 +170,8 @@ class Cosine(Continuous):
 
 @dataclass(frozen=True)
 class Crash(Continuous):
-    """sigma = sin²(π u / 2), alpha = √(1 - sigma²), the "crash" schedule of v-diffusion (K. Crowson 2021); no published source.
+    """sigma = sin²(π u / 2), alpha = √(1 - sigma²), the "crash" schedule of v-diffusion (K. Crowson 2021); no
+    published source.
 
     The model is told atan2(sigma, alpha) 2 / π, the u at which `Cosine` has the same level.
     """
@@ -172,7 +181,7 @@ class Crash(Continuous):
         return Cosine(self.time_scale, self.u_min).level(t)
 
     def warp(self, progress: Any) -> Any:
-        """t at even progress of the angle whose squared sine is sigma."""
+        """T at even progress of the angle whose squared sine is sigma."""
         sigma = np.sin(np.asarray(progress, dtype=np.float64) * np.pi / 2) ** 2
         u = np.arctan2(sigma, np.sqrt(1 - sigma**2)) * (2 / np.pi)
         return self.time_scale * np.maximum(u, self.u_min)
@@ -183,7 +192,8 @@ class Crash(Continuous):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Continuous):
-    """alpha = 1 - u, sigma = u: Liu, Gong, Liu 2022, https://arxiv.org/abs/2209.03003, equation 1 with data at u = 0.
+    """alpha = 1 - u, sigma = u: Liu, Gong, Liu 2022, https://arxiv.org/abs/2209.03003, equation 1 with data
+    at u = 0.
 
     Examples
     --------

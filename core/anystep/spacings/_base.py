@@ -18,7 +18,8 @@ class Spacing(ABC):
     Parameters
     ----------
     final
-        Where the last step ends: ``"zero"`` (no noise), ``"sigma_min"`` (the schedule's least noisy level), or a karras_sigma.
+        Where the last step ends: ``"zero"`` (no noise), ``"sigma_min"`` (the schedule's least noisy level),
+        or a karras_sigma.
     """
 
     final: str | float = field(default="zero", kw_only=True)
@@ -75,5 +76,7 @@ def check_steps(steps: int | None, at_most: int | None = None) -> int:
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps={steps!r}: expected an integer >= 1.")
     if at_most is not None and steps > at_most:
-        raise ValueError(f"steps={steps}: expected at most {at_most}, since the schedule has {at_most} training timesteps.")
+        raise ValueError(
+            f"steps={steps}: expected at most {at_most}, since the schedule has {at_most} training timesteps."
+        )
     return int(steps)

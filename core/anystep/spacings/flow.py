@@ -1,7 +1,8 @@
-"""Shifts toward noise, as flow-matching models of high resolution use them: Esser et al. 2024, https://arxiv.org/abs/2403.03206.
+"""Shifts toward noise, as flow-matching models of high resolution use them: Esser et al. 2024,
+https://arxiv.org/abs/2403.03206.
 
-A shift s multiplies the noise-to-signal ratio: with u = sigma_t of rectified flow, u' = s u / (1 + (s - 1) u) (equation 23) is
-u' / (1 - u') = s u / (1 - u). So it applies to any schedule and any spacing.
+A shift s multiplies the noise-to-signal ratio: with u = sigma_t of rectified flow, u' = s u / (1 + (s - 1) u)
+(equation 23) is u' / (1 - u') = s u / (1 - u). So it applies to any schedule and any spacing.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ __all__ = ["Shifted", "dynamic_shift", "shift_flow", "stretch_to_terminal"]
 
 
 def shift_flow(sigma: Any, shift: float) -> Any:
-    """u' = s u / (1 + (s - 1) u) of flow sigmas in [0, 1]; 1 leaves them.
+    """U' = s u / (1 + (s - 1) u) of flow sigmas in [0, 1]; 1 leaves them.
 
     Examples
     --------
@@ -52,7 +53,9 @@ def stretch_to_terminal(sigmas: Float64, terminal: float) -> Float64:
     array([1. , 0.2])
     """
     if not 0 <= terminal < 1:
-        raise ValueError(f"terminal={terminal} is outside [0, 1): it is the last flow sigma at which the model is called.")
+        raise ValueError(
+            f"terminal={terminal} is outside [0, 1): it is the last flow sigma at which the model is called."
+        )
     rest = 1 - sigmas
     return 1 - rest * ((1 - terminal) / rest[-1])
 
@@ -66,7 +69,8 @@ class Shifted(Spacing):
     spacing
         The spacing to shift.
     shift
-        Factor > 0; above 1 spends more steps on noisy levels. See `dynamic_shift` for one that follows the resolution.
+        Factor > 0; above 1 spends more steps on noisy levels. See `dynamic_shift` for one that follows the
+        resolution.
     terminal
         Last flow sigma, in (0, 1), to stretch the levels to; None leaves them.
     """

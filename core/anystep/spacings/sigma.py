@@ -53,14 +53,17 @@ def beta(sigma_max: float, sigma_min: float, steps: int, a: float = 0.6, b: floa
 
 
 def lu(sigma_max: float, sigma_min: float, steps: int, rho: float = 1.0) -> Float64:
-    """Even in lambda^(1/rho) of the half log-SNR: Lu et al. 2022, https://arxiv.org/abs/2206.00927, section 3.4.
+    """Even in lambda^(1/rho) of the half log-SNR: Lu et al. 2022, https://arxiv.org/abs/2206.00927, section
+    3.4.
 
     rho = 1 is even in lambda, which is `exponential`. Other values need lambda of one sign throughout.
     """
     first, last = -np.log(sigma_max), -np.log(sigma_min)
-    if rho != 1.0 and not 0 < first:
+    if rho != 1.0 and not first > 0:
         raise ValueError(f"rho={rho}: expected 1, since lambda changes sign between the levels.")
-    ramp = np.linspace(first ** (1 / rho) if rho != 1.0 else first, last ** (1 / rho) if rho != 1.0 else last, steps)
+    ramp = np.linspace(
+        first ** (1 / rho) if rho != 1.0 else first, last ** (1 / rho) if rho != 1.0 else last, steps
+    )
     return _exact_ends(np.exp(-(ramp**rho if rho != 1.0 else ramp)), sigma_max, sigma_min)
 
 

@@ -1,6 +1,7 @@
 """Spacings even in time: Lin et al. 2024, https://arxiv.org/abs/2305.08891, table 2.
 
-The functions give integer timesteps of a discrete process; the classes also space a continuous one, evenly in progress.
+The functions give integer timesteps of a discrete process; the classes also space a continuous one, evenly in
+progress.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ def leading(train_timesteps: int, steps: int, offset: int = 0) -> Float64:
 
 
 def trailing(train_timesteps: int, steps: int) -> Float64:
-    """Every (T / N)-th timestep down from T, less one: the noisiest timestep is always there, and N values for every N.
+    """Every (T / N)-th timestep down from T, less one: the noisiest timestep is always there, and N values
+    for every N.
 
     Examples
     --------
@@ -42,7 +44,8 @@ def trailing(train_timesteps: int, steps: int) -> Float64:
     array([999., 749., 499., 249.])
     """
     stride = train_timesteps / check_steps(steps, train_timesteps)
-    # The count comes from N: a range that stops before 0 has one value too many wherever the stride is rounded down.
+    # The count comes from N: a range that stops before 0 has one value too many wherever the stride is
+    # rounded down.
     return np.round(train_timesteps - np.arange(steps) * stride) - 1
 
 
