@@ -6,6 +6,8 @@ free composition of a schedule, a spacing, a sampler and a prediction. Names are
 used.
 """
 
+# pyright: reportUnusedImport=false
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +65,7 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "__version__",
-    *_HOME,
-]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array, Float64
+from anystep._checks import integer
 from anystep._update import State, estimate, update
 from anystep.forward import add_noise, velocity
 from anystep.levels import Level, Levels
 from anystep.plan import Plan
 from anystep.predictions import prediction
 from anystep.samplers import Sampler
-from anystep.schedulers._facade import Facade, reject_steps
+from anystep.schedulers._facade import Facade
 from anystep.spacings.time import leading, linspace, trailing
 
 __all__ = ["AlphaFacade", "diffusers_timesteps"]
@@ -48,7 +49,13 @@ class AlphaFacade(Facade):
 
     def _spaced(self, num_inference_steps: Any) -> Any:
         """Integer timesteps of N steps."""
-        steps = reject_steps(num_inference_steps, self.config["num_train_timesteps"])
+        steps = integer(
+            "num_inference_steps",
+            num_inference_steps,
+            1,
+            len(self),
+            "num_train_timesteps: the model knows no more",
+        )
         corrected = "linspace-single-step" in self._corrections
         return diffusers_timesteps(self.config, steps, rounded=True, corrected=corrected).astype(np.int64)
 

@@ -10,11 +10,10 @@ import inspect
 import json
 import logging
 import os
-import re
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ __all__ = ["ConfigMixin", "FrozenConfigError", "FrozenDict", "register_to_config
 # Files name the version of diffusers whose format and meaning they have: diffusers reads them as its own.
 _DIFFUSERS_VERSION = "0.42.1"
 _NOT_SAVED = {"_use_default_values", "_ignore_files", "_pre_quantization_dtype"}
+_Dict = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
@@ -77,7 +77,7 @@ class FrozenDict(dict[str, Any]):
         # Python probes objects for special methods: a key of that name must not answer.
         if name in self and not name.startswith("__"):
             return self[name]
-        raise AttributeError(f"The config has no key {name!r}{_suggestion(name, self)}")
+        raise AttributeError(f"The config has no key {name!r}; config.keys() lists them.")
 
     def __copy__(self) -> "FrozenDict":
         return self
@@ -87,12 +87,6 @@ class FrozenDict(dict[str, Any]):
 
     __setattr__ = __delattr__ = __setitem__ = __delitem__ = __ior__ = cast(Any, _refuse)
     pop = popitem = clear = update = setdefault = cast(Any, _refuse)
-
-
-def _suggestion(name: str, names: Any) -> str:
-    """The end of a message about an unknown name: the one that may be meant, and all there are."""
-    close: list[str] = difflib.get_close_matches(name, names, n=1)
-    return f"{f': did you mean {close[0]!r}?' if close else '.'} There are {', '.join(sorted(names))}."
 
 
 def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
@@ -107,18 +101,16 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        kind, attributes = type(self).__name__, cast(dict[str, Any], self.__dict__)
         if not isinstance(self, ConfigMixin):
-            raise RuntimeError(f"{kind} uses register_to_config: it must inherit from ConfigMixin.")
-        public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+            raise RuntimeError(
+                f"{type(self).__name__}: a class with register_to_config inherits ConfigMixin."
+            )
         config = {key: value for key, value in kwargs.items() if key.startswith("_")}
-        try:
-            given = signature.bind(self, *args, **public).arguments
-        except TypeError as error:
-            unknown = next((key for key in public if key not in signature.parameters), "")
-            raise TypeError(f"{kind}() {error}{_suggestion(unknown, [p.name for p in named])}") from None
+        public = {key: value for key, value in kwargs.items() if key not in config}
+        given = _bound(signature, self, args, public)
         names = [p for p in named if p.name not in self.ignore_for_config]
         config |= {p.name: given.get(p.name, p.default) for p in names}
+        attributes = self.__dict__
         # A subclass whose __init__ calls this one has recorded its arguments already, and knows what was given.
         outer: dict[str, Any] = attributes.get("_internal_dict", {}) if "_building" in attributes else {}
         defaults = [p.name for p in names if p.name not in given and p.name not in outer]
@@ -135,7 +127,19 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-class ConfigMixin:
+def _bound(signature: inspect.Signature, self: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; TypeError, with the names there are, if they do not fit."""
+    try:
+        return signature.bind(self, *args, **kwargs).arguments
+    except TypeError as error:
+        names = list(signature.parameters)[1:]
+        unknown = next((key for key in kwargs if key not in names), "")
+        close = cast(list[str], difflib.get_close_matches(unknown, names, n=1))
+        hint = f": did you mean {close[0]!r}?" if close else "."
+        raise TypeError(f"{type(self).__name__}() {error}{hint} It takes {', '.join(names)}.") from None
+
+
+class ConfigMixin(files.ConfigFiles):
     """Base of classes that have a config.
 
     A subclass sets `config_name`, the name of its file, and decorates `__init__` with `register_to_config`. What
@@ -157,7 +161,6 @@ class ConfigMixin:
     (3, 1.0, [0, 1, 2])
     """
 
-    config_name: ClassVar[str | None] = None
     ignore_for_config: ClassVar[list[str]] = []
     has_compatibles: ClassVar[bool] = False
     _deprecated_kwargs: ClassVar[list[str]] = []
@@ -236,9 +239,7 @@ class ConfigMixin:
             warnings.warn(message, FutureWarning, stacklevel=2)
             config, kwargs = cls.load_config(cast(Any, config), return_unused_kwargs=True, **kwargs)
         if not isinstance(config, Mapping):
-            raise ValueError(
-                f"config is a {type(config).__name__}: expected a dict such as scheduler.config."
-            )
+            raise ValueError(f"config is a {type(config).__name__}: expected a dict, as scheduler.config is.")
         init, unused, hidden = cls.extract_init_dict(cast(Any, config), **kwargs)
         init |= {name: unused.pop(name) for name in cls._deprecated_kwargs if name in unused}
         made = cls(**init)
@@ -251,25 +252,21 @@ class ConfigMixin:
     @classmethod
     def extract_init_dict(
         cls, config_dict: Mapping[str, Any], /, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    ) -> tuple[_Dict, _Dict, _Dict]:
         """Split a config into constructor arguments, what is unknown, and what the constructor does not get."""
         defaults = config_dict.get("_use_default_values", ())
         if not isinstance(defaults, list | tuple | set | frozenset):
-            raise ValueError(f"_use_default_values={defaults!r}: expected a list of config keys.")
-        implicit = [*cast(Any, defaults), "_use_default_values"]
+            raise ValueError(f"_use_default_values={reprlib.repr(defaults)}: expected a list of config keys.")
+        implicit = {key for key in cast(Any, defaults) if isinstance(key, str)} | {"_use_default_values"}
         config = {key: value for key, value in FrozenDict(config_dict).items() if key not in implicit}
         expected = cls._get_init_keys(cls) - {"self", "kwargs", *cls.ignore_for_config}
         foreign = cls._foreign_keys(config.get("_class_name", cls.__name__), expected)
-        known = {
-            key: value for key, value in config.items() if key not in foreign and not key.startswith("_")
-        }
+        known = {k: v for k, v in config.items() if k not in foreign and not k.startswith("_")}
         init = {key: kwargs.pop(key, known.get(key)) for key in expected if key in kwargs or key in known}
         unknown = {key: value for key, value in known.items() if key not in init}
         if unknown:
-            text = (
-                "The config attributes %s were passed to %s, which ignores what it does not take. Check %s."
-            )
-            logger.warning(text, reprlib.repr(unknown), cls.__name__, cls.config_name)
+            text = "The config attributes %s were passed to %s, which does not take them. Check %s."
+            logger.warning(text, sorted(unknown)[:32], cls.__name__, cls.config_name)
         if missing := sorted(expected - init.keys()):
             logger.info("%s was not found in the config: default values are taken.", missing)
         hidden = {key: value for key, value in config.items() if key not in init}
@@ -291,51 +288,6 @@ class ConfigMixin:
     def _get_init_keys(input_class: type) -> set[str]:
         return set(inspect.signature(cast(Any, input_class).__init__).parameters)
 
-    @classmethod
-    def load_config(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        return_unused_kwargs: bool = False,
-        return_commit_hash: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Read a config file, found as by `SchedulerMixin.from_pretrained`.
-
-        Returns the config; with it, if asked for, the keyword arguments not used, and the Hub's commit or None.
-        """
-        if cls.config_name is None:
-            raise ValueError(f"{cls.__name__}.config_name is None: name the file to load.")
-        path = files.locate(pretrained_model_name_or_path, cls.config_name, kwargs)
-        config = files.read_config(path)
-        commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-        extra = ([kwargs] if return_unused_kwargs else []) + (
-            [commit and commit[1]] if return_commit_hash else []
-        )
-        return (config, *extra) if extra else config
-
-    @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """Do as `load_config`, under its former name."""
-        warnings.warn("get_config_dict is deprecated: use load_config.", FutureWarning, stacklevel=2)
-        return cls.load_config(*args, **kwargs)
-
-    def save_config(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
-        """Write the config into a folder, which is made if missing; a file of that name is replaced whole.
-
-        With `push_to_hub` it is uploaded too: to `repo_id`, by default the folder's name, with the options of
-        `SchedulerMixin.push_to_hub`. Raises AssertionError if `save_directory` is a file, as diffusers does, and
-        TypeError, before anything is written, if a value has no JSON form.
-        """
-        folder, text, name = Path(save_directory), self.to_json_string(), str(self.config_name)
-        if folder.is_file():
-            raise AssertionError(f"save_directory={str(folder)!r} is a file: pass a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / name, text)
-        if push_to_hub:
-            files.upload(text, name, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
-
     def _record(self) -> dict[str, Any]:
         """Return what is saved."""
         saved = {k: v for k, v in self.__dict__.get("_internal_dict", {}).items() if k not in _NOT_SAVED}
@@ -351,24 +303,20 @@ class ConfigMixin:
                 raise TypeError(f"{key}={reprlib.repr(value)} cannot be saved as JSON: {error}.") from error
         return _dump(record)
 
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Write the config to a file, which is replaced whole."""
-        files.write(Path(json_file_path), self.to_json_string())
-
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {_dump(self._record(), otherwise=repr)}"
+        return f"{type(self).__name__} {_dump(self._record(), lenient=True)}"
 
 
-def _dump(record: Mapping[str, Any], otherwise: Callable[[Any], Any] | None = None) -> str:
-    """JSON as diffusers formats it; `otherwise` is for values that have no JSON form."""
+def _dump(record: Mapping[str, Any], lenient: bool = False) -> str:
+    """JSON as diffusers formats it; TypeError for a value that has no JSON form, or, if lenient, its `repr`."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, PurePath):
             return value.as_posix()
         if callable(getattr(value, "tolist", None)):  # arrays and their scalars
             return value.tolist()
-        if otherwise is None:
-            raise TypeError(f"it is a {type(value).__name__}")
-        return otherwise(value)
+        if lenient:
+            return repr(value)
+        raise TypeError(f"it is a {type(value).__name__}")
 
     return json.dumps(record, indent=2, sort_keys=True, default=plain) + "\n"

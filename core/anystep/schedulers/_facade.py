@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from anystep._array import Array, backend, backend_names, backend_of, host, loaded
+from anystep._checks import integer
 from anystep.predictions import PREDICTIONS
 from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import SchedulerMixin
@@ -17,7 +18,7 @@ from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
 from anystep.schedules import BETAS, BetaSchedule
 from anystep.thresholding import Clip, DynamicThreshold, Threshold
 
-__all__ = ["Facade", "answer", "reject_steps"]
+__all__ = ["Facade", "answer"]
 
 
 class Facade(SchedulerMixin, ConfigMixin):
@@ -230,26 +231,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
             isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value
         ):
             raise ValueError(f"{name}={value!r}: expected a number.")
-    count = config["num_train_timesteps"]
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 10**7:
-        raise ValueError(
-            f"num_train_timesteps={count!r}: expected an integer in [1, 10000000], such as 1000."
-        )
-    offset = config.get("steps_offset", 0)
-    if isinstance(offset, bool) or not isinstance(offset, int | np.integer) or not -count <= offset < count:
-        raise ValueError(f"steps_offset={offset!r}: expected an integer, such as 0 or 1.")
-
-
-def reject_steps(num_inference_steps: Any, train_timesteps: int | None = None) -> int:
-    """The number of inference steps as an int, or ValueError."""
-    value = num_inference_steps
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"num_inference_steps={value!r}: expected an integer >= 1.")
-    if train_timesteps is not None and value > train_timesteps:
-        raise ValueError(
-            f"num_inference_steps={value}: expected at most num_train_timesteps={train_timesteps}; the model knows no more."
-        )
-    return int(value)
+    count = integer("num_train_timesteps", config["num_train_timesteps"], 1, 10**7)
+    integer("steps_offset", config.get("steps_offset", 0), -count, count - 1)
 
 
 def _target(device: Any) -> tuple[Any, Any] | None:

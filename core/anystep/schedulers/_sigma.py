@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array, Float64, host, like
+from anystep._checks import integer
 from anystep._update import State, scale_input, update
 from anystep.forward import mix
 from anystep.levels import Level, Levels, check_descending
 from anystep.plan import Plan
 from anystep.predictions import Prediction, Sample, prediction
 from anystep.schedulers._alpha import diffusers_timesteps
-from anystep.schedulers._facade import Facade, reject_steps
+from anystep.schedulers._facade import Facade
 from anystep.spacings.sigma import beta, exponential, karras
 
 __all__ = ["SigmaFacade"]
@@ -87,9 +88,7 @@ class SigmaFacade(Facade):
         begin_index
             Row in [0, N].
         """
-        if not isinstance(begin_index, int | np.integer) or not 0 <= begin_index <= len(self._times):
-            raise ValueError(f"begin_index={begin_index!r}: expected an integer in [0, {len(self._times)}].")
-        self._begin_index = int(begin_index)
+        self._begin_index = integer("begin_index", begin_index, 0, len(self._times))
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """Row of a timestep: the nearest, which must be equal up to float32 rounding; the second of two that
@@ -238,5 +237,5 @@ class SigmaFacade(Facade):
         return mix(original_samples, noise, 1.0, like(self._sigmas[rows], original_samples))
 
     def _spaced(self, num_inference_steps: Any, *, single: bool) -> Float64:
-        steps = reject_steps(num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps)
         return diffusers_timesteps(self.config, steps, rounded=False, corrected=single)

@@ -1,5 +1,6 @@
 """`DDIMScheduler`: the DDIM sampler under diffusers' name, config and methods."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from anystep._array import Array
@@ -63,7 +64,7 @@ class DDIMScheduler(AlphaFacade):
     """
 
     _compatibles: ClassVar[list[str]] = [e.name for e in KarrasDiffusionSchedulers]
-    deviations: ClassVar[dict[str, str]] = {
+    deviations: ClassVar[Mapping[str, str]] = {
         "ddim-previous-timestep": "steps end at t - T // N instead of at the next timestep",
         "linspace-single-step": "a single linspace step starts at timestep 0",
     }

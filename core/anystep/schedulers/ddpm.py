@@ -1,5 +1,6 @@
 """`DDPMScheduler`: the DDPM sampler under diffusers' name, config and methods."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,7 +65,7 @@ class DDPMScheduler(AlphaFacade):
     """
 
     _compatibles: ClassVar[list[str]] = [e.name for e in KarrasDiffusionSchedulers]
-    deviations: ClassVar[dict[str, str]] = {
+    deviations: ClassVar[Mapping[str, str]] = {
         "ddpm-last-noise": "the last step adds noise with a large or learned variance unless it starts at t = 0",
         "linspace-single-step": "a single linspace step starts at timestep 0",
     }

@@ -55,12 +55,12 @@ class EulerDiscreteScheduler(SigmaFacade):
     --------
     >>> scheduler = EulerDiscreteScheduler(use_karras_sigmas=True)
     >>> scheduler.set_timesteps(3)
-    >>> scheduler.sigmas.round(2)
-    array([157.41,   5.18,   0.01,   0.  ])
+    >>> [round(float(sigma), 2) for sigma in scheduler.sigmas]
+    [157.41, 5.91, 0.01, 0.0]
     """
 
     _compatibles: ClassVar[list[str]] = [e.name for e in KarrasDiffusionSchedulers]
-    deviations: ClassVar[dict[str, str]] = {
+    deviations: ClassVar[Mapping[str, str]] = {
         "euler-log-linear": "log_linear makes N + 1 sigmas before the terminal one, so a run stops above it",
         "euler-get-velocity": "get_velocity looks alpha up at the row of a timestep instead of at the timestep",
         "linspace-single-step": "a single linspace step starts at timestep 0",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anystep._array import Float64
+from anystep._checks import integer
 from anystep.levels import Level
 from anystep.schedules._base import Schedule
 
@@ -95,7 +96,7 @@ class BetaSchedule(Schedule):
     >>> schedule = BetaSchedule.named("linear")
     >>> schedule.train_timesteps, round(schedule.sigma_max, 2)
     (1000, 157.41)
-    >>> float(schedule.timestep(schedule.level(250.5).karras_sigma))
+    >>> round(float(schedule.timestep(schedule.level(250.5).karras_sigma)), 9)
     250.5
     """
 
@@ -149,18 +150,13 @@ class BetaSchedule(Schedule):
             raise NotImplementedError(
                 f"beta_schedule={name!r} is not implemented: expected one of {', '.join(BETAS)}."
             )
-        if (
-            not isinstance(train_timesteps, int | np.integer)
-            or isinstance(train_timesteps, bool)
-            or train_timesteps < 1
-        ):
-            raise ValueError(f"train_timesteps={train_timesteps!r}: expected an integer >= 1, such as 1000.")
+        count = integer("train_timesteps", train_timesteps)
         for label, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if not 0 <= value <= 1:
                 raise ValueError(
                     f"{label}={value} is outside [0, 1]: betas are variances added per timestep."
                 )
-        return cls(BETAS[name](int(train_timesteps), float(beta_start), float(beta_end)), **options)
+        return cls(BETAS[name](count, float(beta_start), float(beta_end)), **options)
 
     def rescaled_to_zero_terminal_snr(self, terminal: float = 0.0) -> "BetaSchedule":
         """alpha_t shifted and scaled so that the last is 0: Lin et al. 2024,

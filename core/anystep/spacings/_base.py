@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from anystep._checks import integer
 from anystep.levels import Level, Levels
 from anystep.schedules import Schedule
 
@@ -41,15 +42,15 @@ class Spacing(ABC):
         """
         points = self.points(schedule, steps)
         end = final_level(schedule, self.final)
-        return Levels.chain(*(np.append(a, b) for a, b in _pairs(points, end)))
+        return Levels.chain(
+            np.append(points.t, end.t),
+            np.append(points.alpha_t, end.alpha_t),
+            np.append(points.sigma_t, end.sigma_t),
+        )
 
     @abstractmethod
     def points(self, schedule: Schedule, steps: int | None) -> Level:
         """The N levels at which the model is called."""
-
-
-def _pairs(points: Level, end: Level) -> list[tuple[object, object]]:
-    return [(points.t, end.t), (points.alpha_t, end.alpha_t), (points.sigma_t, end.sigma_t)]
 
 
 def final_level(schedule: Schedule, final: str | float) -> Level:
@@ -63,20 +64,6 @@ def final_level(schedule: Schedule, final: str | float) -> Level:
     return schedule.at(final)
 
 
-def check_steps(steps: int | None, at_most: int | None = None) -> int:
-    """The number of steps as an int in [1, at_most].
-
-    Examples
-    --------
-    >>> check_steps(0)
-    Traceback (most recent call last):
-    ...
-    ValueError: steps=0: expected an integer >= 1.
-    """
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps={steps!r}: expected an integer >= 1.")
-    if at_most is not None and steps > at_most:
-        raise ValueError(
-            f"steps={steps}: expected at most {at_most}, since the schedule has {at_most} training timesteps."
-        )
-    return int(steps)
+def check_steps(steps: int | None, train_timesteps: int | None = None) -> int:
+    """The number of steps as an int in [1, T]."""
+    return integer("steps", steps, 1, train_timesteps, "the number of training timesteps")

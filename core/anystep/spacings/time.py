@@ -46,7 +46,7 @@ def trailing(train_timesteps: int, steps: int) -> Float64:
     stride = train_timesteps / check_steps(steps, train_timesteps)
     # The count comes from N: a range that stops before 0 has one value too many wherever the stride is
     # rounded down.
-    return np.round(train_timesteps - np.arange(steps) * stride) - 1
+    return np.asarray(np.round(train_timesteps - np.arange(steps) * stride) - 1, dtype=np.float64)
 
 
 def linspace(train_timesteps: int, steps: int, *, rounded: bool = True) -> Float64:
