@@ -72,7 +72,8 @@ class Levels:
     Raises
     ------
     ValueError
-        If there is no step, a value is not finite, or a level is not less noisy than the one before it.
+        If there is no step, a value is not finite, or the model would be called without noise. `chain` also wants
+        strictly descending levels.
     """
 
     cur: Level
@@ -94,10 +95,6 @@ class Levels:
         if np.any(np.asarray(self.cur.sigma_t) <= 0):
             raise ValueError(
                 "sigma_t is 0 at a level where the model is called: only the final level may have no noise."
-            )
-        if np.any(self.nxt.karras_sigma > self.cur.karras_sigma):
-            raise ValueError(
-                "levels ascend: each step must end at a level with less noise than it starts from."
             )
 
     @classmethod

@@ -34,10 +34,8 @@ class FrozenConfigError(TypeError, AttributeError):
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
-    """Raise: the config is immutable."""
-    raise FrozenConfigError(
-        "The config is immutable: make a new scheduler with from_config(scheduler.config, key=value)."
-    )
+    advice = "make a new scheduler with from_config(scheduler.config, key=value)"
+    raise FrozenConfigError(f"The config is immutable: {advice}.")
 
 
 class FrozenDict(dict[str, Any]):
@@ -79,9 +77,6 @@ class FrozenDict(dict[str, Any]):
             return self[name]
         raise AttributeError(f"The config has no key {name!r}; config.keys() lists them.")
 
-    def __copy__(self) -> "FrozenDict":
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
 
@@ -97,28 +92,26 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     repeated, and RuntimeError if its class does not inherit from `ConfigMixin`.
     """
     signature = inspect.signature(init)
-    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][1:]
+    parameters = list(signature.parameters.values())[1:]
+    named = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self, ConfigMixin):
-            raise RuntimeError(
-                f"{type(self).__name__}: a class with register_to_config inherits ConfigMixin."
-            )
-        config = {key: value for key, value in kwargs.items() if key.startswith("_")}
-        public = {key: value for key, value in kwargs.items() if key not in config}
+            raise RuntimeError(f"{type(self).__name__} has register_to_config: inherit from ConfigMixin too.")
+        private = {key: value for key, value in kwargs.items() if key.startswith("_")}
+        public = {key: value for key, value in kwargs.items() if key not in private}
         given = _bound(signature, self, args, public)
-        names = [p for p in named if p.name not in self.ignore_for_config]
-        config |= {p.name: given.get(p.name, p.default) for p in names}
+        recorded = {key: given.get(key, named[key]) for key in named if key not in self.ignore_for_config}
         attributes = self.__dict__
         # A subclass whose __init__ calls this one has recorded its arguments already, and knows what was given.
         outer: dict[str, Any] = attributes.get("_internal_dict", {}) if "_building" in attributes else {}
-        defaults = [p.name for p in names if p.name not in given and p.name not in outer]
+        defaults = [key for key in recorded if key not in given and key not in outer]
         if defaults := [*outer.get("_use_default_values", ()), *defaults]:
-            config["_use_default_values"] = defaults
+            recorded["_use_default_values"] = defaults
         outermost = attributes.setdefault("_building", wrapper) is wrapper
         try:
-            self.register_to_config(**config)
+            self.register_to_config(**{**private, **recorded})
             init(self, *args, **public)
         finally:
             if outermost:
@@ -134,7 +127,7 @@ def _bound(signature: inspect.Signature, self: Any, args: Any, kwargs: dict[str,
     except TypeError as error:
         names = list(signature.parameters)[1:]
         unknown = next((key for key in kwargs if key not in names), "")
-        close = cast(list[str], difflib.get_close_matches(unknown, names, n=1))
+        close = difflib.get_close_matches(unknown, names, n=1)
         hint = f": did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"{type(self).__name__}() {error}{hint} It takes {', '.join(names)}.") from None
 
@@ -206,32 +199,18 @@ class ConfigMixin(files.ConfigFiles):
         config = self.__dict__.get("_internal_dict", {})
         if name not in config or name.startswith("__"):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        message = (
-            f"Accessing config attribute {name} of a scheduler is deprecated: use scheduler.config.{name}."
-        )
+        message = f"Accessing config attribute {name} directly is deprecated: use scheduler.config.{name}."
         warnings.warn(message, FutureWarning, stacklevel=2)
         return config[name]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make an object from a config of this class, or of one compatible with it.
+        """Make an object from a config such as `scheduler.config`, of this class or of one compatible with it.
 
         Values that were given travel; those left at their defaults do not. Keys that only other classes use are
-        kept in the new config, out of use.
-
-        Parameters
-        ----------
-        config
-            A dict such as `scheduler.config`.
-        return_unused_kwargs
-            Whether to return (object, dict of all that the constructor did not get).
-        **kwargs
-            Override the config's values.
-
-        Raises
-        ------
-        ValueError
-            If `config` is not a dict, or its "_class_name" or "_use_default_values" is malformed.
+        kept in the new config, out of use. Keyword arguments override the config. With `return_unused_kwargs` the
+        result is (object, dict of all that the constructor did not get). Raises ValueError if `config` is not a
+        dict, or its "_class_name" or "_use_default_values" is malformed.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if isinstance(config, str | os.PathLike):
@@ -250,9 +229,7 @@ class ConfigMixin(files.ConfigFiles):
         return (made, {**unused, **hidden}) if return_unused_kwargs else made
 
     @classmethod
-    def extract_init_dict(
-        cls, config_dict: Mapping[str, Any], /, **kwargs: Any
-    ) -> tuple[_Dict, _Dict, _Dict]:
+    def extract_init_dict(cls, config_dict: _Dict, /, **kwargs: Any) -> tuple[_Dict, _Dict, _Dict]:
         """Split a config into constructor arguments, what is unknown, and what the constructor does not get."""
         defaults = config_dict.get("_use_default_values", ())
         if not isinstance(defaults, list | tuple | set | frozenset):

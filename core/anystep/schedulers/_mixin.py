@@ -4,6 +4,7 @@ A config file is input from strangers: it is parsed as data, within limits, and 
 """
 
 import copy
+import importlib
 import json
 import logging
 import os
@@ -22,36 +23,28 @@ import numpy as np
 __all__ = ["SCHEDULER_CONFIG_NAME", "KarrasDiffusionSchedulers", "SchedulerMixin"]
 
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
-_HUB_OPTIONS = [
-    "cache_dir",
-    "local_dir",
-    "local_dir_use_symlinks",
-    "force_download",
-    "proxies",
-    "token",
-    "local_files_only",
-    "revision",
-    "user_agent",
-]
+_HUB_OPTIONS = (
+    "cache_dir", "local_dir", "local_dir_use_symlinks", "force_download", "proxies", "token",
+    "local_files_only", "revision", "user_agent",
+)  # fmt: skip
 _MAX_BYTES, _MAX_DEPTH = 16 * 2**20, 32
 _REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _ADVICE = {
-    "GatedRepoError": "access is restricted: ask for it on the repository's page, then pass token=... .",
-    "RepositoryNotFoundError": "there is no such repository, or it is private: check the name or pass token=... .",
+    "RepositoryNotFoundError": "there is no such repository, or no access to it: check the name, pass token=... .",
     "RevisionNotFoundError": "there is no such revision: pass revision= a branch, a tag or a commit.",
     "LocalEntryNotFoundError": "it is not in the cache, and the Hub was not reached: check the network.",
     "EntryNotFoundError": "the repository has no such file: pass subfolder=... if it is in a folder.",
-    "HFValidationError": "this is neither an existing folder nor a repository name such as 'owner/name'.",
 }
+_MUTABLE: Any = (list, dict, set, deque, bytearray)
 _Path = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
 
 KarrasDiffusionSchedulers = Enum(
     "KarrasDiffusionSchedulers",
-    "DDIMScheduler DDPMScheduler PNDMScheduler LMSDiscreteScheduler EulerDiscreteScheduler "
-    "HeunDiscreteScheduler EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler "
-    "DPMSolverSinglestepScheduler KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler "
-    "DEISMultistepScheduler UniPCMultistepScheduler DPMSolverSDEScheduler EDMEulerScheduler",
+    "DDIMScheduler DDPMScheduler PNDMScheduler LMSDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler "
+    "EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler "
+    "KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler DEISMultistepScheduler UniPCMultistepScheduler "
+    "DPMSolverSDEScheduler EDMEulerScheduler",
 )
 """Names of the schedulers that can replace each other in pipelines of Stable Diffusion's kind."""
 
@@ -77,7 +70,7 @@ class ConfigFiles:
             raise ValueError(f"{cls.__name__}.config_name is None: name the file to load.")
         path = _locate(pretrained_model_name_or_path, cls.config_name, kwargs)
         config, commit = _read(path), re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-        extra = [kwargs] * return_unused_kwargs + [commit and commit[1]] * return_commit_hash
+        extra = [kwargs] * bool(return_unused_kwargs) + [commit and commit[1]] * bool(return_commit_hash)
         return (config, *extra) if extra else config
 
     @classmethod
@@ -119,7 +112,7 @@ class SchedulerMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: Any,
         pretrained_model_name_or_path: _Path | None = None,
         subfolder: str | None = None,
         return_unused_kwargs: bool = False,
@@ -145,9 +138,8 @@ class SchedulerMixin:
             If there is no such file or it is no config; if an argument or entry is out of range; if the Hub is
             needed and huggingface_hub is not installed.
         """
-        this = cast(Any, cls)
-        config, unused = this.load_config(pretrained_model_name_or_path, True, subfolder=subfolder, **kwargs)
-        return this.from_config(config, return_unused_kwargs, **unused)
+        config, unused = cls.load_config(pretrained_model_name_or_path, True, subfolder=subfolder, **kwargs)
+        return cls.from_config(config, return_unused_kwargs, **unused)
 
     def save_pretrained(self, save_directory: _Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `scheduler_config.json` into a folder; see `ConfigMixin.save_config`."""
@@ -164,19 +156,13 @@ class SchedulerMixin:
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> Any:
-        """Upload `scheduler_config.json`, and nothing else, to a repository, which is made if missing.
-
-        `safe_serialization` and `variant` are about weights, and have no effect.
-        """
+        """Upload `scheduler_config.json` alone; the repository is made if missing. Options for weights do nothing."""
         text, folder, hub = cast(Any, self).to_json_string(), _inside(subfolder), _hub()
-        return hub.upload_file(
-            path_or_fileobj=text.encode(),
-            path_in_repo=f"{folder}/{self.config_name}" if folder else self.config_name,
-            repo_id=hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id,
-            token=token,
-            commit_message=commit_message or "Upload scheduler",
-            create_pr=create_pr,
-        )
+        path = f"{folder}/{self.config_name}" if folder else self.config_name
+        message = commit_message or "Upload scheduler"
+        options = {"commit_message": message, "create_pr": create_pr, "token": token}
+        name = hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return hub.upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id=name, **options)
 
     @property
     def compatibles(self) -> list[type]:
@@ -191,8 +177,8 @@ class SchedulerMixin:
     def clone(self) -> Self:
         """Copy the scheduler for a run of its own, at a fraction of the cost of `copy.deepcopy`.
 
-        Lists, dicts, sets and writable NumPy arrays held as attributes are copied, one level deep. All else is
-        shared: the frozen config, and arrays of other libraries, which schedulers replace and never write to.
+        Lists, dicts, sets and writable NumPy arrays held as attributes are copied, one level deep. The rest is
+        shared, such as arrays of other libraries, which schedulers replace and never write to.
         """
         clone = copy.copy(self)
         clone.__dict__.update(unshared(self.__dict__))
@@ -203,8 +189,7 @@ def unshared(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with the mutable ones copied, one level deep."""
 
     def mutable(value: Any) -> bool:
-        kinds = list | dict | set | deque | bytearray
-        return value.flags.writeable if isinstance(value, np.ndarray) else isinstance(value, kinds)
+        return value.flags.writeable if isinstance(value, np.ndarray) else isinstance(value, _MUTABLE)
 
     return {name: copy.copy(value) if mutable(value) else value for name, value in attributes.items()}
 
@@ -250,10 +235,9 @@ def _inside(subfolder: Any) -> str:
 
 def _hub() -> Any:
     try:
-        import huggingface_hub
+        return importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise ImportError('The Hub needs huggingface_hub: pip install "anystep[hub]".') from error
-    return huggingface_hub
 
 
 def _download(repo_id: str, name: str, subfolder: str, options: Mapping[str, Any]) -> str:
@@ -262,10 +246,8 @@ def _download(repo_id: str, name: str, subfolder: str, options: Mapping[str, Any
     try:
         return str(download(repo_id, filename=name, subfolder=subfolder or None, **options))
     except Exception as error:
-        kinds = (kind.__name__ for kind in type(error).__mro__)
-        advice = next(
-            (_ADVICE[kind] for kind in kinds if kind in _ADVICE), f"{type(error).__name__}: {error}"
-        )
+        known = [_ADVICE[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ADVICE]
+        advice = known[0] if known else f"{type(error).__name__}: {error}"
         raise OSError(f"Could not load {name} of {repo_id!r} from the Hub: {advice}") from error
 
 
@@ -278,9 +260,7 @@ def _read(path: str) -> dict[str, Any]:
             raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
         return parse(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise OSError(
-            f"{path!r} is not a config: {error}. Expected JSON as save_pretrained writes it."
-        ) from error
+        raise OSError(f"{path!r} is not a config: {error}. Expected what save_pretrained writes.") from error
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -298,10 +278,8 @@ def parse(text: str) -> dict[str, Any]:
         return float(name)
 
     def depth(value: Any) -> int:
-        children: Any = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        )
-        return 1 + max(map(depth, children), default=0)
+        children: Any = [*value.values()] if type(value) is dict else value
+        return 1 + max(map(depth, children), default=0) if type(children) is list else 0
 
     record = json.loads(text, object_pairs_hook=unique, parse_constant=infinity)
     if not isinstance(record, dict) or depth(record) > _MAX_DEPTH:
