@@ -7,7 +7,6 @@ needed.
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -135,6 +134,8 @@ def backend_names() -> list[str]:
 
 @cache
 def _entries() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # slow to import, and needed only when a backend is
+
     return {entry.name: entry for entry in entry_points(group="anystep.backends")}
 
 

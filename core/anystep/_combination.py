@@ -1,8 +1,14 @@
 """Linear combinations of arrays, one per plan row: all the arithmetic that ever touches a user's array.
 
-A coefficient c >= 1/2 of x is applied as x + (c - 1) x, where the other terms are added to (c - 1) x before
-the sum meets x. c - 1 is exact in float64 and small near 1, so x is carried over unrounded; c x would round
-it by the error of c in float32, at every step in the same direction. Below 1/2 there is nothing to gain.
+How a row c_x x + c_m m + Σ c_k v_k is summed decides how much of it float32 loses, because a coefficient is rounded
+once and then wrong in the same direction at every step. With c_x the coefficient of the sample x and c_m that of the
+model's output m:
+
+- c_x below 1/2, or alone: as it stands;
+- c_x in [1/2, 2): x + ((c_x - 1) x + c_m m + Σ c_k v_k). c_x - 1 is exact in float64 and small, and x goes unrounded;
+- c_x from 2: c_x (x + (c_m / c_x) m + ...). Such a row takes a large multiple of a small difference, as
+  x̂₀ = (x - σ ε) / α does at high noise, and an error of c_x only scales the result. Where the ratio r = c_m / c_x is near
+  -1, it is carried too: c_x ((x - m) + (r + 1) m + ...).
 """
 
 from collections.abc import Sequence
@@ -16,16 +22,17 @@ __all__ = ["Combination"]
 
 
 class _Row(NamedTuple):
-    """One combination, ready to apply."""
+    """One combination, ready to apply: scale * (x if carried, - m if opposed, + the terms)."""
 
+    scale: float
     carried: bool
-    """Whether x is added once as it is, beside the terms."""
+    opposed: bool
     terms: tuple[tuple[int, float], ...]
     """(column, coefficient) of each further term, none of them 0."""
 
 
 class Combination:
-    """N combinations of the same columns, of which column 0 is the sample x.
+    """N combinations of the same columns, of which column 0 is the sample x and column 1 the model's output m.
 
     Parameters
     ----------
@@ -41,10 +48,16 @@ class Combination:
 
     def __init__(self, table: Float64) -> None:
         used = (table != 0).any(axis=0)
+        first = table[:, 0] if used[1:].any() else np.zeros(len(table))
+        self._scales = np.where(first >= 2.0, first, 1.0)
+        self._terms = table / self._scales[:, None]
+        self._carried = first >= 0.5
+        self._opposed = np.zeros(len(table), dtype=bool)
+        if table.shape[1] > 1:
+            self._opposed = (first >= 2.0) & (self._terms[:, 1] > -2.0) & (self._terms[:, 1] <= -0.5)
+            self._terms[:, 1] += self._opposed
+        self._terms[:, 0] -= self._carried
         self.columns: tuple[int, ...] = tuple(np.flatnonzero(used).tolist())
-        self._carried = (table[:, 0] >= 0.5) & bool(used[1:].any())
-        self._increments = table.copy()
-        self._increments[:, 0] -= self._carried
         self._rows: dict[int, _Row] = {}
         self._gathered: dict[Any, Array] = {}
 
@@ -57,30 +70,30 @@ class Combination:
         return column if (table == unit).all() else None
 
     def __call__(self, i: Any, arrays: Sequence[Array], x: Array) -> Array:
-        """Combination ``i`` (an int, or an integer array of the library of ``x``) of working-precision arrays
-        like ``x``.
-        """
-        if isinstance(i, int):
-            row = self._rows.get(i) or self._row(i)
-            total = None
-            for column, coefficient in row.terms:
-                term = arrays[column] * coefficient
-                total = term if total is None else total + term
-            if not row.carried:
-                return arrays[0] * 0.0 if total is None else total
-            return arrays[0] * 1.0 if total is None else arrays[0] + total
-        return self._gather(i, arrays, x)
+        """Combination ``i`` of arrays in working precision: an int, or an integer array in the library of ``x``."""
+        if not isinstance(i, int):
+            return self._gather(i, arrays, x)
+        row = self._rows.get(i) or self._row(i)
+        total = None
+        for column, coefficient in row.terms:
+            term = arrays[column] * coefficient
+            total = term if total is None else total + term
+        if row.carried:
+            base = arrays[0] - arrays[1] if row.opposed else arrays[0]
+            total = base if total is None else base + total
+        if total is None:
+            return arrays[0] * 0.0
+        # Never an input itself, so that a caller may write to the result.
+        return total * row.scale if row.scale != 1.0 or total is arrays[0] else total
 
     def _row(self, i: int) -> _Row:
-        terms = tuple((c, float(self._increments[i, c])) for c in self.columns if self._increments[i, c] != 0)
-        row = self._rows[i] = _Row(bool(self._carried[i]), terms)
+        terms = tuple((c, float(self._terms[i, c])) for c in self.columns if self._terms[i, c] != 0)
+        row = _Row(float(self._scales[i]), bool(self._carried[i]), bool(self._opposed[i]), terms)
+        self._rows[i] = row
         return row
 
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:
-        """The same sum with coefficients read by index on the device.
-
-        Unused terms count 0 and the order is the same.
-        """
+        """The same sum, in the same order, with coefficients read by index on the device; unused terms count 0."""
         xp = kind(x).xp
         rows = xp.take(self._table(x), xp.reshape(i, (-1,)), axis=0)
         if i.ndim == 0:
@@ -89,16 +102,21 @@ class Combination:
         def coefficient(k: int) -> Array:
             return expand(rows[..., k], x)
 
+        base = arrays[0] * coefficient(0)
+        if self._opposed.any():
+            base = base + arrays[1] * coefficient(1)
         total = None
         for k, column in enumerate(self.columns):
-            term = arrays[column] * coefficient(k)
+            term = arrays[column] * coefficient(3 + k)
             total = term if total is None else total + term
-        carried = arrays[0] * coefficient(len(self.columns))
-        return carried if total is None else carried + total
+        total = base if total is None else base + total
+        return total * coefficient(2) if (self._scales != 1.0).any() else total
 
     def _table(self, x: Array) -> Array:
-        """Coefficients of the used columns, then whether x is carried, on the device of ``x``."""
-        values = np.column_stack([self._increments[:, list(self.columns)], self._carried])
+        """Coefficients on the device of ``x``: of x and m in the base, the scale, and the terms."""
+        values = np.column_stack(
+            [self._carried, -1.0 * self._opposed, self._scales, self._terms[:, list(self.columns)]]
+        )
         where = place(x)
         if where is None:  # JAX: a table made while tracing belongs to that trace alone
             return like(values, x)

@@ -33,7 +33,7 @@ def diffusers_timesteps(config: Any, steps: int, *, rounded: bool, corrected: bo
     if steps == 1 and not corrected:
         return np.zeros(1)
     # Beyond T the fractional grid of the sigma classes goes on; integers cannot.
-    return np.linspace(train - 1, 0, steps) if not rounded else linspace(train, steps)
+    return np.linspace(0, train - 1, steps)[::-1] if not rounded else linspace(train, steps)
 
 
 class AlphaFacade(Facade):

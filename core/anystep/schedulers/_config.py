@@ -281,19 +281,20 @@ class ConfigMixin(files.ConfigFiles):
         return _dump(record)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {_dump(self._record(), lenient=True)}"
+        try:
+            return f"{type(self).__name__} {self.to_json_string()}"
+        except TypeError:
+            return f"{type(self).__name__} {self._record()}"
 
 
-def _dump(record: Mapping[str, Any], lenient: bool = False) -> str:
-    """JSON as diffusers formats it; TypeError for a value that has no JSON form, or, if lenient, its `repr`."""
+def _dump(record: Mapping[str, Any]) -> str:
+    """JSON as diffusers formats it."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, PurePath):
             return value.as_posix()
         if callable(getattr(value, "tolist", None)):  # arrays and their scalars
             return value.tolist()
-        if lenient:
-            return repr(value)
         raise TypeError(f"it is a {type(value).__name__}")
 
     return json.dumps(record, indent=2, sort_keys=True, default=plain) + "\n"

@@ -141,6 +141,7 @@ class EulerDiscreteScheduler(SigmaFacade):
         else:
             times = self._timesteps(num_inference_steps, timesteps)
             chain, times = self._chain(times)
+        steps, times = len(times), self._told(times, chain[:-1])
         if not (chain[: len(times)] > 0).all():
             raise ValueError(
                 "sigma is 0 at a level where the model is called: only the final level may have no noise."
@@ -150,8 +151,7 @@ class EulerDiscreteScheduler(SigmaFacade):
             trial._plan(trial._default)
 
         fresh = {"_plans": {}, "_run": type(self._run)(), "_begin_index": None}
-        times = self._told(times, chain[: len(times)])
-        self._commit(device, build, num_inference_steps=len(times), _times=times, _sigmas=chain, **fresh)
+        self._commit(device, build, num_inference_steps=steps, _times=times, _sigmas=chain, **fresh)
 
     def _timesteps(self, steps: Any, timesteps: Any) -> Float64:
         if timesteps is not None:

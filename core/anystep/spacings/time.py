@@ -44,9 +44,8 @@ def trailing(train_timesteps: int, steps: int) -> Float64:
     array([999., 749., 499., 249.])
     """
     stride = train_timesteps / check_steps(steps, train_timesteps)
-    # The count comes from N: a range that stops before 0 has one value too many wherever the stride is
-    # rounded down.
-    return np.asarray(np.round(train_timesteps - np.arange(steps) * stride) - 1, dtype=np.float64)
+    # The range may run one value past the last where the stride is rounded down; the count is N all the same.
+    return np.asarray(np.round(np.arange(train_timesteps, 0, -stride)[:steps]) - 1, dtype=np.float64)
 
 
 def linspace(train_timesteps: int, steps: int, *, rounded: bool = True) -> Float64:
@@ -57,7 +56,9 @@ def linspace(train_timesteps: int, steps: int, *, rounded: bool = True) -> Float
     >>> linspace(1000, 4)
     array([999., 666., 333.,   0.])
     """
-    times = np.linspace(train_timesteps - 1, 0, check_steps(steps, train_timesteps))
+    if check_steps(steps, train_timesteps) == 1:
+        return np.asarray([train_timesteps - 1.0])
+    times = np.linspace(0, train_timesteps - 1, steps)[::-1]
     return np.round(times) if rounded else times
 
 
