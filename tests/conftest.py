@@ -14,6 +14,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return
     torch.set_num_threads(1)

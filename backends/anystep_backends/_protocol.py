@@ -1,14 +1,14 @@
 """What a backend adds to the array API standard, and nothing more.
 
-The core needs only the standard namespace of an array. Four things lie outside the standard: naming a device, making an
-array of a given dtype from NumPy and back, native random generators, and telling which entry of a table a 0-d array is
-without reading it from the device. A backend supplies these; an array library without a backend still steps.
+The core needs only the standard namespace of an array. Four things lie outside the standard: naming a device,
+making an array of a given dtype from NumPy and back, native random generators, and telling which entry of a
+table a 0-d array is without reading it from the device. A backend supplies these; an array library without a
+backend still steps.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Array", "Backend"]
@@ -52,11 +52,11 @@ class Backend(Protocol):
     def normal(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
         """Standard normals with the dtype and on the device of ``like``.
 
-        ``index`` is the step's number: a library whose generators are values (JAX keys) folds it in, so that one key
-        gives fresh noise at every step; a library whose generators advance by themselves ignores it.
+        ``index`` is the step's number: a library whose generators are values (JAX keys) folds it in, so that
+        one key gives fresh noise at every step; a library whose generators advance by themselves ignores it.
         """
         ...
 
     def position(self, table: Array, entry: Array) -> int | None:
-        """Index of ``entry`` in the 1-d ``table`` if ``entry`` is a view of it, found without reading device memory."""
+        """Index of ``entry`` in the 1-d ``table`` if it is a view of it, without reading device memory."""
         ...

@@ -16,7 +16,7 @@ from anystep._version import __version__
 if TYPE_CHECKING:
     from anystep._draw import draw
     from anystep._update import State, estimate, init, scale_input, update
-    from anystep.forward import add_noise, snr, target, velocity
+    from anystep.forward import add_noise, scale_noise, snr, target, velocity
     from anystep.levels import Level, Levels
     from anystep.plan import Plan
     from anystep.predictions import EDM, Epsilon, Flow, Prediction, Sample, Score, Velocity
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_draw": "draw",
-    "forward": "add_noise snr target velocity",
+    "forward": "add_noise scale_noise snr target velocity",
     "levels": "Level Levels",
     "plan": "Plan",
     "predictions": "EDM Epsilon Flow Prediction Sample Score Velocity",

@@ -9,7 +9,7 @@ from anystep.levels import Level
 from anystep.predictions import Prediction, prediction
 from anystep.schedules import BetaSchedule, Schedule
 
-__all__ = ["add_noise", "mix", "snr", "target", "velocity"]
+__all__ = ["add_noise", "mix", "scale_noise", "snr", "target", "velocity"]
 
 
 def add_noise(schedule: Schedule, original: Array, noise: Array, timesteps: Any) -> Array:

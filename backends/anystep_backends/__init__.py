@@ -1,0 +1,5 @@
+"""One thin adapter per array library, found through the entry-point group ``anystep.backends``.
+
+Importing this package imports no array library; each adapter imports its own. ``_protocol`` says what an
+adapter does.
+"""

@@ -1,0 +1,109 @@
+"""PyTorch: the CPU, CUDA, MPS, and the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import _common
+from ._protocol import Backend
+
+__all__ = ["backend"]
+
+
+@final
+@dataclass(frozen=True)
+class _Torch:
+    """PyTorch tensors; noise is drawn as diffusers draws it."""
+
+    name: str = "torch"
+    version: str = str(torch.__version__)
+
+    def devices(self) -> Sequence[str]:
+        """The CPU, each CUDA (or ROCm) device, and MPS."""
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        return ("cpu", *cuda, *(["mps:0"] if torch.backends.mps.is_available() else []))
+
+    def device(self, name: Any = None) -> torch.device:
+        """``torch.device(name)``, checked to be here; None is the CPU, an integer counts accelerators."""
+        try:
+            found = torch.device("cpu" if name is None else name)
+        except (RuntimeError, TypeError) as error:
+            raise _common.absent_device(name, "PyTorch", self.devices()) from error
+        if found.type in ("cuda", "mps") and f"{found.type}:{found.index or 0}" not in self.devices():
+            raise _common.absent_device(name, "PyTorch", self.devices())
+        return found
+
+    def asarray(self, values: npt.ArrayLike, *, dtype: str | None = None, device: Any = None) -> torch.Tensor:
+        """A copy: never NumPy's memory, which may be read-only or run backwards."""
+        array = _common.host(values, "float32" if dtype == "bfloat16" else dtype)
+        target = torch.bfloat16 if "bfloat16" in (dtype, array.dtype.name) else None
+        if array.dtype.name == "bfloat16":
+            array = array.astype(np.float32)
+        elif dtype is None and array.dtype == np.float64 and not hasattr(values, "dtype"):
+            target = torch.get_default_dtype()  # Python floats, as torch.tensor takes them
+        return torch.from_numpy(array).to(device=self.device(device), dtype=target)
+
+    def to_numpy(self, x: torch.Tensor) -> npt.NDArray[Any]:
+        """A writable copy of a tensor on any device, also one that requires grad or is a lazy conjugate."""
+        return np.array((x.float() if x.dtype == torch.bfloat16 else x).numpy(force=True))
+
+    def generator(self, seed: int, device: Any = None) -> torch.Generator:
+        """``torch.Generator(device).manual_seed(seed)``."""
+        return torch.Generator(device=self.device(device)).manual_seed(seed)
+
+    def normal(
+        self, shape: Sequence[int], *, generator: Any, like: torch.Tensor, index: int = 0
+    ) -> torch.Tensor:
+        """The draws of diffusers' pipelines, bit for bit; None is the global generator. ``index`` is unused.
+
+        A CPU generator draws on the CPU for any device, so that a seed gives the same image on all of them.
+        """
+        device, dtype = like.device, like.dtype
+        double = _common.is_double(dtype)
+
+        def native(shape: tuple[int, ...], generator: Any) -> torch.Tensor:
+            if generator is None:
+                return torch.randn(shape, device=device, dtype=dtype)
+            if not isinstance(generator, torch.Generator):
+                make = f"torch.Generator({device.type!r}).manual_seed(seed)"
+                _common.refuse_generator(generator, "None, torch.Generator", make)
+            source = generator.device
+            if source.type not in ("cpu", device.type):
+                raise ValueError(
+                    f"generator is on device={str(source)!r} and the sample on {str(device)!r}: expected a "
+                    "generator there or on the CPU; make one with torch.Generator('cpu').manual_seed(seed)."
+                )
+            return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
+
+        def move(draw: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(draw).to(device=device, dtype=dtype)
+
+        return _common.normal(shape, generator, double=double, native=native, move=move, join=torch.cat)
+
+    def position(self, table: torch.Tensor, entry: Any) -> int | None:
+        """Index of a view into the table, from storage offsets: no value is read, no device waited for.
+
+        None for anything else, and while compiling or under a transform, where tensors have no storage.
+        """
+        if torch.compiler.is_compiling() or not isinstance(entry, torch.Tensor):
+            return None
+        if table.ndim != 1 or entry.numel() != 1 or entry.dtype != table.dtype:
+            return None
+        try:
+            # The storage's own address: its data's would be 0 for every meta tensor.
+            ours, theirs = table.untyped_storage()._cdata, entry.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+        except RuntimeError:
+            return None
+        if ours != theirs:
+            return None
+        offset = int(entry.storage_offset()) - int(table.storage_offset())
+        return _common.view_index(offset, table.stride(0), table.shape[0])
+
+
+backend: Backend = _Torch()
