@@ -56,6 +56,14 @@ def velocity(schedule: Schedule, original: Array, noise: Array, timesteps: Any) 
     return mix(original, noise, -sigma_t, alpha_t)
 
 
+def scale_noise(schedule: Schedule, sample: Array, timesteps: Any, noise: Array) -> Array:
+    """`add_noise` in the argument order of flow-matching schedulers.
+
+    On `RectifiedFlow` it is (1 - sigma) x_0 + sigma ε.
+    """
+    return add_noise(schedule, sample, noise, timesteps)
+
+
 def target(
     schedule: Schedule, predicts: str | Prediction, original: Array, noise: Array, timesteps: Any
 ) -> Array:
