@@ -63,7 +63,7 @@ class FrozenDict(dict[str, Any]):
         for key, value in entries.items():
             if not isinstance(key, str):
                 raise TypeError(f"config key {key!r}: expected a string.")
-            if isinstance(value, list | dict | np.ndarray):
+            if isinstance(value, (list, dict, np.ndarray)):
                 entries[key] = copy.deepcopy(cast(Any, value))
         self = super().__new__(cls)
         super().update(self, entries)
@@ -76,6 +76,9 @@ class FrozenDict(dict[str, Any]):
         if name in self and not name.startswith("__"):
             return self[name]
         raise AttributeError(f"The config has no key {name!r}; config.keys() lists them.")
+
+    def __copy__(self) -> "FrozenDict":
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
@@ -207,15 +210,13 @@ class ConfigMixin(files.ConfigFiles):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """Make an object from a config such as `scheduler.config`, of this class or of one compatible with it.
 
-        Values that were given travel; those left at their defaults do not. Keys that only other classes use are
-        kept in the new config, out of use. Keyword arguments override the config. With `return_unused_kwargs` the
-        result is (object, dict of all that the constructor did not get). Raises ValueError if `config` is not a
-        dict, or its "_class_name" or "_use_default_values" is malformed.
+        Values that were given travel, those left at their defaults do not; keys of other classes are kept, out of
+        use; keyword arguments override. With `return_unused_kwargs` the result is (object, dict of all that the
+        constructor did not get). Raises ValueError if it is no dict, or a key beginning with "_" is malformed.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if isinstance(config, str | os.PathLike):
-            message = f"from_config(path) is deprecated: use {cls.__name__}.from_pretrained(path)."
-            warnings.warn(message, FutureWarning, stacklevel=2)
+            warnings.warn(f"For a path, use {cls.__name__}.from_pretrained.", FutureWarning, stacklevel=2)
             config, kwargs = cls.load_config(cast(Any, config), return_unused_kwargs=True, **kwargs)
         if not isinstance(config, Mapping):
             raise ValueError(f"config is a {type(config).__name__}: expected a dict, as scheduler.config is.")

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,9 @@ class _Run:
     """Arrays of earlier calls; None before the first."""
 
 
+_RESPACINGS = {"karras": karras, "exponential": exponential, "beta": beta}
+
+
 class SigmaFacade(Facade):
     """Abstract: noise levels are karras sigmas, one more than steps."""
 
@@ -42,9 +45,18 @@ class SigmaFacade(Facade):
 
     0 would be an infinite sigma. As in diffusers.
     """
+    _interpolation = {"interpolation": "linear"}  # noqa: RUF012
     _begin_index: int | None = None
     _run: _Run = _Run()
     is_scale_input_called: bool = False
+
+    def _configured(self) -> None:
+        flags = [name for name in _RESPACINGS if self.config.get(f"use_{name}_sigmas")]
+        if len(flags) > 1:
+            raise ValueError(
+                f"use_{flags[0]}_sigmas and use_{flags[1]}_sigmas are both set: at most one can respace the sigmas."
+            )
+        super()._configured()
 
     def _reset(self) -> None:
         self._plans: dict[Hashable, Any] = {}
@@ -187,18 +199,60 @@ class SigmaFacade(Facade):
         name = self.config["prediction_type"]
         return Sample() if name == "original_sample" else prediction(name)
 
-    def _told(self, times: Float64, sigmas: Float64) -> Float64:
-        """What the model is told at each level."""
-        return times
+    def _spaced(self, num_inference_steps: Any) -> Float64:
+        """Timesteps of N steps, fractional for linspace."""
+        steps = integer("num_inference_steps", num_inference_steps)
+        corrected = "linspace-single-step" in self._corrections
+        return diffusers_timesteps(self.config, steps, rounded=False, corrected=corrected)
 
-    def _convert(self, name: str, sigmas: Float64, steps: int) -> Float64:
-        """The levels replaced by karras, exponential or beta ones between the same or the config's ends."""
-        low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
+    def _chain(self, times: Float64) -> tuple[Float64, Float64]:
+        """Sigmas with the terminal one, and the timesteps that go with them."""
+        sigmas, times = self._read_off(times)
+        if self._respacing:
+            sigmas = self._respaced(self._respacing, sigmas, len(times))
+            times = self._schedule.timestep(sigmas)
+        return np.append(sigmas, self._last_sigma), times
+
+    def _read_off(self, times: Float64) -> tuple[Float64, Float64]:
+        """Sigmas of the timesteps before any respacing, and the timesteps."""
+        return np.asarray(self._schedule.level(times).karras_sigma), times
+
+    @property
+    def _respacing(self) -> str | None:
+        return next((name for name in _RESPACINGS if self.config.get(f"use_{name}_sigmas")), None)
+
+    def _respaced(self, name: str, sigmas: Float64, steps: int) -> Float64:
+        """Karras, exponential or beta levels between the same ends, or the config's."""
+        low, high = (self.config[key] if key in self._ends else None for key in ("sigma_min", "sigma_max"))
         low = float(sigmas[-1]) if low is None else float(low)
         high = float(sigmas[0]) if high is None else float(high)
         if not 0 < low <= high < np.inf or (low == high and steps > 1):
             raise ValueError(f"sigma_min={low}, sigma_max={high}: expected 0 < sigma_min < sigma_max.")
-        return {"karras": karras, "exponential": exponential, "beta": beta}[name](high, low, steps)
+        return _RESPACINGS[name](high, low, steps)
+
+    _ends: ClassVar[tuple[str, ...]] = ()
+    """Config keys that override the ends of respaced sigmas."""
+
+    @property
+    def _last_sigma(self) -> float:
+        return self._schedule.sigma_min if self.config.get("final_sigmas_type") == "sigma_min" else 0.0
+
+    def _told(self, times: Float64, sigmas: Float64) -> Float64:
+        """What the model is told at each level."""
+        return times
+
+    def _take(self, steps: int, times: Float64, chain: Float64, device: Any) -> None:
+        """Take over new levels, if a plan can be made of them, and begin anew."""
+        if not (chain[: len(times)] > 0).all():
+            raise ValueError(
+                "sigma is 0 at a level where the model is called: only the final level may have no noise."
+            )
+
+        def build(trial: Any) -> None:
+            trial._plan(trial._default)
+
+        fresh = {"_plans": {}, "_run": _Run(), "_begin_index": None}
+        self._commit(device, build, num_inference_steps=steps, _times=times, _sigmas=chain, **fresh)
 
     def _custom_sigmas(self, sigmas: Any) -> Float64:
         values = np.asarray(host(sigmas), dtype=np.float64)
@@ -235,7 +289,3 @@ class SigmaFacade(Facade):
         else:
             rows = [self._begin_index if self._run.index is None else self._run.index] * count
         return mix(original_samples, noise, 1.0, like(self._sigmas[rows], original_samples))
-
-    def _spaced(self, num_inference_steps: Any, *, single: bool) -> Float64:
-        steps = integer("num_inference_steps", num_inference_steps)
-        return diffusers_timesteps(self.config, steps, rounded=False, corrected=single)

@@ -65,7 +65,7 @@ class EulerDiscreteScheduler(SigmaFacade):
         "euler-get-velocity": "get_velocity looks alpha up at the row of a timestep instead of at the timestep",
         "linspace-single-step": "a single linspace step starts at timestep 0",
     }
-    _interpolation: ClassVar[Mapping[str, Any]] = {"interpolation": "linear"}
+    _ends: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max")
 
     @register_to_config
     def __init__(
@@ -89,16 +89,6 @@ class EulerDiscreteScheduler(SigmaFacade):
         final_sigmas_type: str = "zero",
     ) -> None:
         self._configured()
-
-    def _configured(self) -> None:
-        flags = [
-            f for f in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if self.config[f]
-        ]
-        if len(flags) > 1:
-            raise ValueError(
-                f"{flags[0]} and {flags[1]} are both set: at most one of them can respace the sigmas."
-            )
-        super()._configured()
 
     def set_timesteps(
         self,
@@ -139,53 +129,22 @@ class EulerDiscreteScheduler(SigmaFacade):
             chain = self._custom_sigmas(sigmas)
             times = self._schedule.timestep(chain[:-1])
         else:
-            times = self._timesteps(num_inference_steps, timesteps)
-            chain, times = self._chain(times)
-        steps, times = len(times), self._told(times, chain[:-1])
-        if not (chain[: len(times)] > 0).all():
-            raise ValueError(
-                "sigma is 0 at a level where the model is called: only the final level may have no noise."
-            )
+            given = None if timesteps is None else self._custom_timesteps(timesteps)
+            chain, times = self._chain(self._spaced(num_inference_steps) if given is None else given)
+        self._take(len(times), self._told(times, chain[:-1]), chain, device)
 
-        def build(trial: Any) -> None:
-            trial._plan(trial._default)
-
-        fresh = {"_plans": {}, "_run": type(self._run)(), "_begin_index": None}
-        self._commit(device, build, num_inference_steps=steps, _times=times, _sigmas=chain, **fresh)
-
-    def _timesteps(self, steps: Any, timesteps: Any) -> Float64:
-        if timesteps is not None:
-            return self._custom_timesteps(timesteps)
-        return self._spaced(steps, single="linspace-single-step" in self._corrections)
-
-    def _chain(self, times: Float64) -> tuple[Float64, Float64]:
-        """Sigmas with the terminal one, and the timesteps that go with them."""
-        schedule, steps = self._schedule, len(times)
-        if self.config["interpolation_type"] == "log_linear":
-            corrected = "euler-log-linear" in self._corrections
-            points = np.linspace(
-                np.log(schedule.sigma_max), np.log(schedule.sigma_min), steps + (not corrected)
-            )
-            sigmas = np.exp(points)
-            times = schedule.timestep(sigmas) if corrected else times
-        else:
-            sigmas = np.asarray(schedule.level(times).karras_sigma)
-        if self._respacing:
-            sigmas = self._convert(self._respacing, sigmas, steps)
-            times = schedule.timestep(sigmas)
-        terminal = schedule.sigma_min if self.config["final_sigmas_type"] == "sigma_min" else 0.0
-        return np.append(sigmas, terminal), times
-
-    @property
-    def _respacing(self) -> str | None:
-        names = ("karras", "exponential", "beta")
-        return next((name for name in names if self.config[f"use_{name}_sigmas"]), None)
+    def _read_off(self, times: Float64) -> tuple[Float64, Float64]:
+        if self.config["interpolation_type"] == "linear":
+            return super()._read_off(times)
+        corrected = "euler-log-linear" in self._corrections
+        high, low = np.log(self._schedule.sigma_max), np.log(self._schedule.sigma_min)
+        sigmas = np.exp(np.linspace(high, low, len(times) + (not corrected)))
+        return sigmas, self._schedule.timestep(sigmas) if corrected else times
 
     @property
     def _continuous(self) -> bool:
-        return (
-            self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
-        )
+        config = self.config
+        return config["timestep_type"] == "continuous" and config["prediction_type"] == "v_prediction"
 
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         return 0.25 * np.log(sigmas) if self._continuous else times
