@@ -144,7 +144,14 @@ def backend(name: str) -> Any:
     """The backend registered as ``name``; loading it imports its array library."""
     if name not in _entries():
         raise ValueError(f"backend={name!r} is not registered: expected one of {backend_names()}.")
-    return _entries()[name].load()
+    try:
+        return _entries()[name].load()
+    except ImportError as error:
+        package = f"anystep[{name}]" if name in ("torch", "jax", "cupy") else name.replace("_", "-")
+        raise ImportError(
+            f'backend={name!r} needs {error.name}, which is not installed: pip install "{package}".',
+            name=error.name,
+        ) from error
 
 
 def backend_of(x: Any) -> Any:

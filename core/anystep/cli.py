@@ -53,6 +53,7 @@ def sample(
     guidance: Guidance = digits.GUIDANCE,
 ) -> None:
     """Draw handwritten digits with the built-in model and say how good they are."""
+    _check(out)
     drawing = draw_digits(
         scheduler,
         steps,
@@ -65,7 +66,7 @@ def sample(
         guidance=guidance,
         progress=_progress(f"{scheduler}, {steps} steps"),
     )
-    _save(out, grid(drawing.images))
+    _save(out, grid(drawing.images, zoom=8))
     console.print(
         f"{out}: {count} digits, {steps} steps, {drawing.calls} model calls, {drawing.seconds:.2f} s"
     )
@@ -97,6 +98,7 @@ def compare(
     guidance: Guidance = digits.GUIDANCE,
 ) -> None:
     """Draw a grid of schedulers by steps, and judge every cell."""
+    _check(out)
     columns, names = _numbers(steps), schedulers.split(",")
     cells = [(name, n) for name in names for n in columns]
     table = Table("scheduler", *(f"{n} steps" for n in columns), title="accuracy (distance)")
@@ -107,7 +109,7 @@ def compare(
             name, n, backend_name=backend, seed=seed, count=max(count, 10), guidance=guidance
         )
         quality = digits.judge(drawing.images, drawing.labels)
-        strips[name, n] = grid(drawing.images[:10])
+        strips[name, n] = grid(drawing.images[:10], zoom=5)
         verdicts[name, n] = f"{quality.accuracy:.1%} ({quality.distance:.1f})"
     for name in names:
         table.add_row(name, *(verdicts[name, n] for n in columns))
@@ -142,7 +144,8 @@ def _verdict(drawing: Drawing) -> str:
     quality = digits.judge(drawing.images, drawing.labels)
     return (
         f"a classifier of real digits reads {quality.accuracy:.1%} of them as asked ({quality.real_accuracy:.1%} of real "
-        f"held-out digits); distance to held-out digits {quality.distance:.1f} (real training digits: {quality.real_distance:.1f})"
+        f"held-out digits); distance to held-out digits {quality.distance:.1f} "
+        f"(real training digits: {quality.real_distance:.1f})"
     )
 
 
@@ -163,9 +166,15 @@ def _sheet(names: list[str], columns: list[int], strips: dict[tuple[str, int], A
     return np.asarray(picture)
 
 
-def _save(path: Path, pixels: Any) -> None:
+def _check(path: Path) -> None:
+    """Raise before any work if the file could not be written."""
     if not path.parent.is_dir():
         raise OSError(f"out={path}: the folder {path.parent} does not exist; make it first.")
+    if path.is_dir():
+        raise OSError(f"out={path}: is a folder; name a file in it, such as {path / 'digits.png'}.")
+
+
+def _save(path: Path, pixels: Any) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
