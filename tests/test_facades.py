@@ -395,8 +395,12 @@ def test_learned_variance_is_the_log_variance():
         scheduler.step(mean, 500, x)
 
 
-def test_euler_warns_once_the_input_was_not_scaled():
+def test_euler_warns_where_the_input_was_not_scaled(caplog):
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(2)
-    with pytest.warns(UserWarning, match="scale_model_input"):
-        scheduler.step(X, scheduler.timesteps[0], X)
+    scheduler.step(X, scheduler.timesteps[0], X)
+    assert "scale_model_input" in caplog.text
+    caplog.clear()
+    scheduler.scale_model_input(X, scheduler.timesteps[1])
+    scheduler.step(X, scheduler.timesteps[1], X)
+    assert not caplog.text

@@ -28,17 +28,23 @@ def log_variance_range(levels: Levels, floor: float = 1e-20) -> tuple[Float64, F
 def learned_noise(log_variance: Array, noise: Array) -> Array:
     """Noise times the standard deviation exp(v / 2) for a model that returns the log variance v.
 
-    Dtype of ``noise``.
+    The result is in the working precision of the noise, so that half precision is rounded only once, by the update.
     """
-    found = kind(log_variance)
-    std = found.xp.exp(found.xp.astype(log_variance, found.work, copy=False) * 0.5)
-    return found.xp.astype(std * found.xp.astype(noise, found.work, copy=False), noise.dtype, copy=False)
+    kind(log_variance, "log_variance")
+    found = kind(noise, "noise")
+    wide, fresh = (found.xp.astype(part, found.work, copy=False) for part in (log_variance, noise))
+    return found.xp.exp(wide * 0.5) * fresh
 
 
 def learned_range_noise(fraction: Array, noise: Array, log_small: float, log_large: float) -> Array:
-    """Noise for a model that returns where in [-1, 1] between the two log variances its own lies (equation 15
-    of the same).
+    """Noise for a model that returns where between two log variances, -1 to 1, its own lies.
+
+    Equation 15 of the same. The result is as of `learned_noise`.
     """
-    found = kind(fraction)
-    wide = found.xp.astype(fraction, found.work, copy=False)
-    return learned_noise(wide * (0.5 * (log_large - log_small)) + 0.5 * (log_large + log_small), noise)
+    kind(fraction, "fraction")
+    found = kind(noise, "noise")
+    half_width, middle = (
+        0.5 * (float(log_large) - float(log_small)),
+        0.5 * (float(log_large) + float(log_small)),
+    )
+    return learned_noise(found.xp.astype(fraction, found.work, copy=False) * half_width + middle, noise)

@@ -105,12 +105,12 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
         private = {key: value for key, value in kwargs.items() if key.startswith("_")}
         public = {key: value for key, value in kwargs.items() if key not in private}
         given = _bound(signature, self, args, public)
-        recorded = {key: given.get(key, named[key]) for key in named if key not in self.ignore_for_config}
         attributes = self.__dict__
-        # A subclass whose __init__ calls this one has recorded its arguments already, and knows what was given.
-        outer: dict[str, Any] = attributes.get("_internal_dict", {}) if "_building" in attributes else {}
-        defaults = [key for key in recorded if key not in given and key not in outer]
-        if defaults := [*outer.get("_use_default_values", ()), *defaults]:
+        # A subclass whose __init__ calls this one has recorded its arguments, which the defaults here must not hide.
+        outer: _Dict = attributes.get("_internal_dict", {}) if "_building" in attributes else {}
+        names = [k for k in named if k not in self.ignore_for_config and (k in given or k not in outer)]
+        recorded = {key: given.get(key, named[key]) for key in names}
+        if defaults := [*outer.get("_use_default_values", ()), *(k for k in names if k not in given)]:
             recorded["_use_default_values"] = defaults
         outermost = attributes.setdefault("_building", wrapper) is wrapper
         try:
@@ -129,8 +129,7 @@ def _bound(signature: inspect.Signature, self: Any, args: Any, kwargs: dict[str,
         return signature.bind(self, *args, **kwargs).arguments
     except TypeError as error:
         names = list(signature.parameters)[1:]
-        unknown = next((key for key in kwargs if key not in names), "")
-        close = difflib.get_close_matches(unknown, names, n=1)
+        close = difflib.get_close_matches(next((k for k in kwargs if k not in names), ""), names, n=1)
         hint = f": did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"{type(self).__name__}() {error}{hint} It takes {', '.join(names)}.") from None
 

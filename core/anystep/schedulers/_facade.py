@@ -18,11 +18,11 @@ from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
 from anystep.schedules import BETAS, BetaSchedule
 from anystep.thresholding import Clip, DynamicThreshold, Threshold
 
-__all__ = ["Facade", "answer"]
+__all__ = ["AnyFacade", "Facade", "answer"]
 
 
-class Facade(SchedulerMixin, ConfigMixin):
-    """Abstract base of schedulers on a table of betas."""
+class AnyFacade(SchedulerMixin, ConfigMixin):
+    """Abstract base of all facades, whatever their forward process."""
 
     order: ClassVar[int] = 1
     deviations: ClassVar[Mapping[str, str]] = {}
@@ -39,39 +39,12 @@ class Facade(SchedulerMixin, ConfigMixin):
 
         Called by the constructor and whenever the config is replaced.
         """
-        config = self.config
-        _check_config(config)
-        self._schedule = self._build_schedule()
+        _check_config(self.config)
         self._reset()
-
-    def _build_schedule(self) -> BetaSchedule:
-        config = self.config
-        if config["trained_betas"] is not None:
-            schedule = BetaSchedule(
-                np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation
-            )
-        else:
-            ends = {key: config[key] for key in ("beta_start", "beta_end")}
-            schedule = BetaSchedule.named(
-                config["beta_schedule"], config["num_train_timesteps"], **ends, **self._interpolation
-            )
-        return (
-            schedule.rescaled_to_zero_terminal_snr(self._terminal)
-            if config.get("rescale_betas_zero_snr")
-            else schedule
-        )
-
-    _interpolation: ClassVar[Mapping[str, Any]] = {}
-    _terminal: ClassVar[float] = 0.0
 
     def _reset(self) -> None:
         """Forget plans; keep timesteps if they were set."""
         raise NotImplementedError
-
-    @property
-    def schedule(self) -> BetaSchedule:
-        """The forward process of the config, for anystep's own face."""
-        return self._schedule
 
     def corrected(self, *ids: str) -> Self:
         """A copy that follows the papers where this class follows diffusers' different but finite results.
@@ -130,31 +103,9 @@ class Facade(SchedulerMixin, ConfigMixin):
         floats = table.dtype.kind == "f"
         return found.asarray(table, dtype="float32" if floats else None, device=device)
 
-    @property
-    def betas(self) -> Any:
-        """beta_t of every training timestep, shape (T,)."""
-        return self._export(self._schedule.betas)
-
-    @property
-    def alphas(self) -> Any:
-        """1 - beta_t, shape (T,)."""
-        return self._export(1 - self._schedule.betas)
-
-    @property
-    def alphas_cumprod(self) -> Any:
-        """alpha_t² of every training timestep, shape (T,)."""
-        return self._export(self._schedule.alphas_cumprod)
-
     def __len__(self) -> int:
         """Number of training timesteps."""
         return self.config["num_train_timesteps"]
-
-    @property
-    def _threshold(self) -> Threshold | None:
-        config = self.config
-        if config.get("thresholding"):
-            return DynamicThreshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
-        return Clip(config["clip_sample_range"]) if config.get("clip_sample") else None
 
     def _number(self, timestep: Any) -> float:
         """A timestep as a number, without reading a device where it is an entry of ``timesteps``."""
@@ -171,7 +122,7 @@ class Facade(SchedulerMixin, ConfigMixin):
             )
         return float(values.reshape(()))
 
-    def _commit(self, device: Any, build: Callable[["Facade"], Any], **changes: Any) -> None:
+    def _commit(self, device: Any, build: Callable[[Any], Any], **changes: Any) -> None:
         """Make changes on a copy, build what follows from them there, and take them over only if nothing was
         raised.
         """
@@ -182,6 +133,62 @@ class Facade(SchedulerMixin, ConfigMixin):
         build(trial)
         trial._hand_out()
         vars(self).update(vars(trial))
+
+
+class Facade(AnyFacade):
+    """Abstract base of schedulers on a table of betas."""
+
+    def _configured(self) -> None:
+        _check_config(self.config)
+        self._schedule = self._build_schedule()
+        self._reset()
+
+    def _build_schedule(self) -> BetaSchedule:
+        config = self.config
+        if config["trained_betas"] is not None:
+            schedule = BetaSchedule(
+                np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation
+            )
+        else:
+            ends = {key: config[key] for key in ("beta_start", "beta_end")}
+            schedule = BetaSchedule.named(
+                config["beta_schedule"], config["num_train_timesteps"], **ends, **self._interpolation
+            )
+        return (
+            schedule.rescaled_to_zero_terminal_snr(self._terminal)
+            if config.get("rescale_betas_zero_snr")
+            else schedule
+        )
+
+    _interpolation: ClassVar[Mapping[str, Any]] = {}
+    _terminal: ClassVar[float] = 0.0
+
+    @property
+    def schedule(self) -> BetaSchedule:
+        """The forward process of the config, for anystep's own face."""
+        return self._schedule
+
+    @property
+    def betas(self) -> Any:
+        """beta_t of every training timestep, shape (T,)."""
+        return self._export(self._schedule.betas)
+
+    @property
+    def alphas(self) -> Any:
+        """1 - beta_t, shape (T,)."""
+        return self._export(1 - self._schedule.betas)
+
+    @property
+    def alphas_cumprod(self) -> Any:
+        """alpha_t² of every training timestep, shape (T,)."""
+        return self._export(self._schedule.alphas_cumprod)
+
+    @property
+    def _threshold(self) -> Threshold | None:
+        config = self.config
+        if config.get("thresholding"):
+            return DynamicThreshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return Clip(config["clip_sample_range"]) if config.get("clip_sample") else None
 
 
 def answer(

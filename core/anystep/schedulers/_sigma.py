@@ -2,7 +2,7 @@
 earlier calls.
 """
 
-import warnings
+import logging
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -23,21 +23,13 @@ from anystep.spacings.sigma import beta, exponential, karras
 
 __all__ = ["SigmaFacade"]
 
-
-@dataclass(frozen=True)
-class _Run:
-    """Where a loop stands: replaced as a whole by each step, so that no reader sees half of one."""
-
-    index: int | None = None
-    """Row of the next call, None before the first."""
-    memory: tuple[Array, ...] | None = field(default=None, repr=False)
-    """Arrays of earlier calls; None before the first."""
+_log = logging.getLogger(__name__)
 
 
 _RESPACINGS = {"karras": karras, "exponential": exponential, "beta": beta}
 
 
-class SigmaFacade(Facade):
+class SigmaFacade(IndexedFacade, Facade):
     """Abstract: noise levels are karras sigmas, one more than steps."""
 
     _terminal = 2.0**-24
@@ -46,8 +38,6 @@ class SigmaFacade(Facade):
     0 would be an infinite sigma. As in diffusers.
     """
     _interpolation = {"interpolation": "linear"}  # noqa: RUF012
-    _begin_index: int | None = None
-    _run: _Run = _Run()
     is_scale_input_called: bool = False
 
     def _configured(self) -> None:
@@ -59,8 +49,7 @@ class SigmaFacade(Facade):
         super()._configured()
 
     def _reset(self) -> None:
-        self._plans: dict[Hashable, Any] = {}
-        self._run = _Run()
+        self._begin_anew()
         if self.num_inference_steps is None:
             self._sigmas = np.append(self._schedule.karras_sigmas[::-1], 0.0)
             self._times = self._told(
@@ -82,62 +71,6 @@ class SigmaFacade(Facade):
             else float(np.hypot(high, 1.0))
         )
 
-    @property
-    def step_index(self) -> int | None:
-        """Row of the next step; None before the first."""
-        return self._run.index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Row to begin at, if `set_begin_index` was called."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at a row, instead of looking up the first timestep; image-to-image loops use it.
-
-        Parameters
-        ----------
-        begin_index
-            Row in [0, N].
-        """
-        self._begin_index = integer("begin_index", begin_index, 0, len(self._times))
-
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
-        """Row of a timestep: the nearest, which must be equal up to float32 rounding; the second of two that
-        are equal.
-
-        Raises
-        ------
-        IndexError
-            If there is no such row.
-        """
-        times = (
-            self._times
-            if schedule_timesteps is None
-            else np.asarray(host(schedule_timesteps), dtype=np.float64)
-        )
-        wanted = self._number(timestep)
-        distance = np.abs(times - wanted)
-        if not distance.size or not distance.min() <= 2.0**-20 * max(1.0, abs(wanted)):
-            raise IndexError(
-                f"timestep={wanted}: expected one of scheduler.timesteps; call set_timesteps first."
-            )
-        rows = np.flatnonzero(times == times[distance.argmin()])
-        return int(rows[min(1, len(rows) - 1)])
-
-    def _index(self, timestep: Any) -> int:
-        if self._run.index is not None:
-            index = self._run.index
-        elif self._begin_index is not None:
-            index = self._begin_index
-        else:
-            index = self.index_for_timestep(timestep)
-        if index >= len(self._times):
-            raise IndexError(
-                f"step_index={index}: the schedule's {len(self._times)} steps are done; call set_timesteps to begin again."
-            )
-        return index
-
     def scale_model_input(self, sample: Array, timestep: Any) -> Array:
         """What the model is given: sample / √(sigma² + 1), which is x_t again.
 
@@ -149,36 +82,9 @@ class SigmaFacade(Facade):
             One of ``timesteps``; looked up before the first step, then not read.
         """
         index = self._index(timestep)
-        self._run = _Run(index, self._run.memory)
+        self._point(index)
         self.is_scale_input_called = True
         return scale_input(self._plan(self._default), index, sample)
-
-    def _advance(
-        self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None
-    ) -> Array:
-        """The next sample; index and memories move on only if nothing was raised."""
-        if not self.is_scale_input_called:
-            warnings.warn(
-                f"{type(self).__name__}.step was called before scale_model_input: the model must be given "
-                "scheduler.scale_model_input(sample, timestep).",
-                stacklevel=3,
-            )
-        plan = self._plan(sampler)
-        memory = self._run.memory
-        state = State(sample, (sample,) * plan.memories if memory is None else memory)
-        moved = update(plan, index, state, model_output, noise)
-        self._run = _Run(index + 1, moved.memory)
-        return moved.x
-
-    @property
-    @abstractmethod
-    def _default(self) -> Any:
-        """The sampler of a step with default arguments."""
-
-    def _plan(self, sampler: Any) -> Plan:
-        if sampler not in self._plans:
-            self._plans[sampler] = sampler.plan(self._levels, self._prediction)
-        return self._plans[sampler]
 
     @property
     def _levels(self) -> Levels:
@@ -240,19 +146,6 @@ class SigmaFacade(Facade):
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         """What the model is told at each level."""
         return times
-
-    def _take(self, steps: int, times: Float64, chain: Float64, device: Any) -> None:
-        """Take over new levels, if a plan can be made of them, and begin anew."""
-        if not (chain[: len(times)] > 0).all():
-            raise ValueError(
-                "sigma is 0 at a level where the model is called: only the final level may have no noise."
-            )
-
-        def build(trial: Any) -> None:
-            trial._plan(trial._default)
-
-        fresh = {"_plans": {}, "_run": _Run(), "_begin_index": None}
-        self._commit(device, build, num_inference_steps=steps, _times=times, _sigmas=chain, **fresh)
 
     def _custom_sigmas(self, sigmas: Any) -> Float64:
         values = np.asarray(host(sigmas), dtype=np.float64)

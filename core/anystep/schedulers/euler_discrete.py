@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array, Float64, host, like
+from anystep._array import Array, Float64, host, kind, like
 from anystep._draw import draw
 from anystep._update import estimate
 from anystep.forward import mix, velocity
@@ -204,15 +204,20 @@ class EulerDiscreteScheduler(SigmaFacade):
         else:
             sampler = LateChurnEuler(s_churn, s_tmin, s_tmax, s_noise, count=len(self._sigmas) - 1)
             raised = float(sampler.raised(self._levels)[index])
-        noise = draw(model_output, generator, index) if raised > self._sigmas[index] else None
+        level = float(self._sigmas[index])
+        noise = draw(model_output, generator, index) if raised > level else None
         plan = self._plan(sampler)
         used = noise if plan.noises and plan.stochastic[index] else None
         moved = self._advance(sampler, index, sample, model_output, used)
 
         def estimated() -> Array:
-            added = 0.0 if noise is None else s_noise * (raised**2 - float(self._sigmas[index]) ** 2) ** 0.5
-            return estimate(
-                plan, index, mix(sample, noise, 1.0, added) if noise is not None else sample, model_output
+            if noise is None:
+                return estimate(plan, index, sample, model_output)
+            found = kind(sample)
+            added = s_noise * (raised**2 - level**2) ** 0.5
+            raised_sample = mix(found.xp.astype(sample, found.work, copy=False), noise, 1.0, added)
+            return found.xp.astype(
+                estimate(plan, index, raised_sample, model_output), sample.dtype, copy=False
             )
 
         return answer(EulerDiscreteSchedulerOutput, moved, estimated, return_dict)

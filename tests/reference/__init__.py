@@ -1,0 +1,1 @@
+"""What the facades are measured against: diffusers itself, and diffusers executed in float64."""
