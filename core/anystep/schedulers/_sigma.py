@@ -1,30 +1,24 @@
-"""Base of the facades that work on x_t / alpha_t, step by an index that they carry along, and may remember
-earlier calls.
-"""
+"""Base of the facades that work on x_t / alpha_t."""
 
 import logging
-from abc import abstractmethod
-from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from anystep._array import Array, Float64, host, like
 from anystep._checks import integer
-from anystep._update import State, scale_input, update
+from anystep._update import scale_input
 from anystep.forward import mix
 from anystep.levels import Level, Levels, check_descending
-from anystep.plan import Plan
 from anystep.predictions import Prediction, Sample, prediction
 from anystep.schedulers._alpha import diffusers_timesteps
 from anystep.schedulers._facade import Facade
+from anystep.schedulers._indexed import IndexedFacade
 from anystep.spacings.sigma import beta, exponential, karras
 
 __all__ = ["SigmaFacade"]
 
 _log = logging.getLogger(__name__)
-
 
 _RESPACINGS = {"karras": karras, "exponential": exponential, "beta": beta}
 
@@ -86,6 +80,17 @@ class SigmaFacade(IndexedFacade, Facade):
         self.is_scale_input_called = True
         return scale_input(self._plan(self._default), index, sample)
 
+    def _advance(
+        self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None
+    ) -> Array:
+        if not self.is_scale_input_called:
+            _log.warning(
+                "%s.step was called before scale_model_input: the model must be given "
+                "scheduler.scale_model_input(sample, timestep).",
+                type(self).__name__,
+            )
+        return super()._advance(sampler, index, sample, model_output, noise)
+
     @property
     def _levels(self) -> Levels:
         """Levels of the steps: alpha 1, sigma the karras sigma, scale the alpha of the model's own
@@ -146,6 +151,14 @@ class SigmaFacade(IndexedFacade, Facade):
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         """What the model is told at each level."""
         return times
+
+    def _take(self, steps: int, times: Float64, chain: Float64, device: Any) -> None:
+        """Take over new levels, if a plan can be made of them, and begin anew."""
+        if not (chain[: len(times)] > 0).all():
+            raise ValueError(
+                "sigma is 0 at a level where the model is called: only the final level may have no noise."
+            )
+        self._take_over(device, num_inference_steps=steps, _times=times, _sigmas=chain)
 
     def _custom_sigmas(self, sigmas: Any) -> Float64:
         values = np.asarray(host(sigmas), dtype=np.float64)

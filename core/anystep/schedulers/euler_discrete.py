@@ -12,6 +12,7 @@ from anystep.forward import mix, velocity
 from anystep.samplers._late_churn import LateChurnEuler
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import answer
+from anystep.schedulers._indexed import reject_integer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import EulerDiscreteSchedulerOutput
 from anystep.schedulers._sigma import SigmaFacade
@@ -197,7 +198,7 @@ class EulerDiscreteScheduler(SigmaFacade):
         ValueError
             If the timestep is an integer, or a shape differs. Nothing is changed then.
         """
-        _reject_integer("step", timestep)
+        reject_integer(self, "step", timestep)
         index = self._index(timestep)
         if not s_churn:
             sampler, raised = self._default, 0.0
@@ -227,18 +228,9 @@ class EulerDiscreteScheduler(SigmaFacade):
 
         Docs/deviations.md has what diffusers looks up there.
         """
-        _reject_integer("get_velocity", timesteps)
+        reject_integer(self, "get_velocity", timesteps)
         if "euler-get-velocity" in self._corrections:
             return velocity(self._schedule, sample, noise, host(timesteps))
         rows = [self.index_for_timestep(t) for t in np.ravel(host(timesteps))]
         product = self._schedule.alphas_cumprod[rows]
         return mix(sample, noise, like(-np.sqrt(1 - product), sample), like(np.sqrt(product), sample))
-
-
-def _reject_integer(method: str, timestep: Any) -> None:
-    label = str(getattr(timestep, "dtype", type(timestep).__name__))
-    if "int" in label:
-        raise ValueError(
-            f"timestep={timestep!r} of EulerDiscreteScheduler.{method} is an integer, such as enumerate gives: "
-            "pass one of scheduler.timesteps."
-        )

@@ -1,0 +1,156 @@
+"""Base of the facades that step by an index which they carry along, and may remember earlier calls."""
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from anystep._array import Array, host
+from anystep._checks import integer
+from anystep._update import State, update
+from anystep.levels import Levels
+from anystep.plan import Plan
+from anystep.predictions import Prediction
+from anystep.schedulers._facade import AnyFacade
+
+__all__ = ["IndexedFacade", "reject_integer"]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where a loop stands: replaced as a whole by each step, so that no reader sees half of one."""
+
+    index: int | None = None
+    """Row of the next call, None before the first."""
+    memory: tuple[Array, ...] | None = field(default=None, repr=False)
+    """Arrays of earlier calls; None before the first."""
+
+
+class IndexedFacade(AnyFacade):
+    """Abstract: the first timestep of a loop is looked up, then rows are counted."""
+
+    _begin_index: int | None = None
+    _run: _Run = _Run()
+
+    @property
+    def step_index(self) -> int | None:
+        """Row of the next step; None before the first."""
+        return self._run.index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Row to begin at, if `set_begin_index` was called."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at a row, instead of looking up the first timestep; image-to-image loops use it.
+
+        Parameters
+        ----------
+        begin_index
+            Row in [0, N].
+        """
+        self._begin_index = integer("begin_index", begin_index, 0, len(self._times))
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """Row of a timestep: the nearest, which must be equal up to float32 rounding; the second of two that
+        are equal.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        """
+        times = (
+            self._times
+            if schedule_timesteps is None
+            else np.asarray(host(schedule_timesteps), dtype=np.float64)
+        )
+        wanted = self._number(timestep)
+        distance = np.abs(times - wanted)
+        if not distance.size or not distance.min() <= 2.0**-20 * max(1.0, abs(wanted)):
+            raise IndexError(
+                f"timestep={wanted}: expected one of scheduler.timesteps; call set_timesteps first."
+            )
+        rows = np.flatnonzero(times == times[distance.argmin()])
+        return int(rows[min(1, len(rows) - 1)])
+
+    def _index(self, timestep: Any) -> int:
+        if self._run.index is not None:
+            index = self._run.index
+        elif self._begin_index is not None:
+            index = self._begin_index
+        else:
+            index = self.index_for_timestep(timestep)
+        if index >= len(self._times):
+            raise IndexError(
+                f"step_index={index}: the schedule's {len(self._times)} steps are done; call set_timesteps to begin again."
+            )
+        return index
+
+    def _point(self, index: int) -> None:
+        """Remember the row of the next step."""
+        self._run = _Run(index, self._run.memory)
+
+    @property
+    def _earlier(self) -> tuple[Array, ...]:
+        """Arrays of earlier calls, none before the first."""
+        return self._run.memory or ()
+
+    def _advance(
+        self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None
+    ) -> Array:
+        """The next sample; index and memories move on only if nothing was raised.
+
+        Where the plan has more memories than there are earlier arrays, no row may read the others.
+        """
+        plan = self._plan(sampler)
+        memory = (*self._earlier, *(sample,) * plan.memories)[: plan.memories]
+        moved = update(plan, index, State(sample, memory), model_output, noise)
+        self._run = _Run(index + 1, moved.memory)
+        return moved.x
+
+    @property
+    @abstractmethod
+    def _default(self) -> Any:
+        """The sampler of a step with default arguments."""
+
+    @property
+    @abstractmethod
+    def _levels(self) -> Levels:
+        """Levels of the steps."""
+
+    @property
+    @abstractmethod
+    def _prediction(self) -> Prediction:
+        """What the model returns."""
+
+    def _plan(self, sampler: Any) -> Plan:
+        if sampler not in self._plans:
+            self._plans[sampler] = sampler.plan(self._levels, self._prediction)
+        return self._plans[sampler]
+
+    def _begin_anew(self) -> None:
+        """Forget plans and where a loop stood."""
+        self._plans: dict[Hashable, Any] = {}
+        self._run = _Run()
+
+    def _take_over(self, device: Any, **changes: Any) -> None:
+        """Take over new levels, if a plan can be made of them, and begin anew."""
+
+        def build(trial: Any) -> None:
+            trial._plan(trial._default)
+
+        self._commit(device, build, **changes, _plans={}, _run=_Run(), _begin_index=None)
+
+
+def reject_integer(scheduler: AnyFacade, method: str, timestep: Any) -> None:
+    """Raise ValueError for an integer timestep, where diffusers takes it for a position in ``timesteps``."""
+    label = str(getattr(timestep, "dtype", type(timestep).__name__))
+    if "int" in label:
+        raise ValueError(
+            f"timestep={timestep!r} of {type(scheduler).__name__}.{method} is an integer, such as enumerate gives: "
+            "pass one of scheduler.timesteps."
+        )
