@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from anystep._array import Array, kind, like, loaded, namespace
 
-__all__ = ["GUIDANCE", "NO_CLASS", "Digits", "network"]
+__all__ = ["GUIDANCE", "NO_CLASS", "Digits", "network", "normalized", "outlives_call", "silu"]
 
 GUIDANCE = 1.0
 """The guidance to begin with: one plain call. `Digits.guided` says what more does."""
@@ -135,7 +135,7 @@ class Digits:
         copies = self._copies.get(key)
         if copies is None:
             copies = {name: like(values, x) for name, values in self.weights.items()}
-            if _outlives_call(copies["in"]):
+            if outlives_call(copies["in"]):
                 self._copies[key] = copies
         return copies
 
@@ -166,26 +166,26 @@ def network(weights: Mapping[str, Array], x: Array, t: Array, labels: Array) -> 
     angles = xp.reshape(t, (-1, 1)) * weights["frequencies"]
     waves = xp.concat([xp.sin(angles), xp.cos(angles)], axis=1)
     time = xp.matmul(
-        _silu(xp, xp.matmul(waves, weights["time_in"]) + weights["time_bias"]), weights["time_out"]
+        silu(xp, xp.matmul(waves, weights["time_in"]) + weights["time_bias"]), weights["time_out"]
     )
-    condition = _silu(xp, time + xp.take(weights["label"], xp.astype(labels, xp.int32), axis=0))
+    condition = silu(xp, time + xp.take(weights["label"], xp.astype(labels, xp.int32), axis=0))
     hidden = xp.matmul(xp.reshape(x, (-1, 64)), weights["in"]) + weights["in_bias"]
     width = weights["in"].shape[1]
     for block in range(weights["up"].shape[0]):
         film = xp.matmul(condition, weights["film"][block, ...]) + weights["film_bias"][block, ...]
-        inner = _normalized(xp, hidden) * (film[:, :width] + 1.0) + film[:, width:]
-        inner = _silu(xp, xp.matmul(inner, weights["up"][block, ...]) + weights["up_bias"][block, ...])
+        inner = normalized(xp, hidden) * (film[:, :width] + 1.0) + film[:, width:]
+        inner = silu(xp, xp.matmul(inner, weights["up"][block, ...]) + weights["up_bias"][block, ...])
         hidden = hidden + xp.matmul(inner, weights["down"][block, ...])
-    out = xp.matmul(_normalized(xp, hidden), weights["out"]) + weights["out_bias"]
+    out = xp.matmul(normalized(xp, hidden), weights["out"]) + weights["out_bias"]
     return xp.reshape(out, (-1, 1, 8, 8))
 
 
-def _silu(xp: Any, x: Array) -> Array:
+def silu(xp: Any, x: Array) -> Array:
     """The product x sigmoid(x), by tanh so that nothing overflows."""
     return 0.5 * x * (1.0 + xp.tanh(0.5 * x))
 
 
-def _normalized(xp: Any, x: Array) -> Array:
+def normalized(xp: Any, x: Array) -> Array:
     """Rows with mean 0 and variance 1."""
     centred = x - xp.mean(x, axis=-1, keepdims=True)
     return centred / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + 1e-5)
@@ -201,7 +201,7 @@ def _device(x: Array) -> Any:
     return None if type(x).__module__.startswith("jax") else getattr(x, "device", None)
 
 
-def _outlives_call(array: Array) -> bool:
+def outlives_call(array: Array) -> bool:
     """Whether an array may be kept: not one of a trace, of a fake-tensor mode, or of torch's inference mode."""
     torch = loaded("torch")
     if torch is not None and torch.compiler.is_compiling():
