@@ -58,6 +58,14 @@ class Combination:
             self._terms[:, 1] += self._opposed
         self._terms[:, 0] -= self._carried
         self.columns: tuple[int, ...] = tuple(np.flatnonzero(used).tolist())
+        # Plain lists, so that a compiler that traces a step meets no NumPy.
+        self._listed = (
+            self._scales.tolist(),
+            self._carried.tolist(),
+            self._opposed.tolist(),
+            self._terms.tolist(),
+        )
+        self._needs_scale, self._needs_opposed = bool((self._scales != 1.0).any()), bool(self._opposed.any())
         self._rows: dict[int, _Row] = {}
         self._gathered: dict[Any, Array] = {}
 
@@ -87,8 +95,9 @@ class Combination:
         return total * row.scale if row.scale != 1.0 or total is arrays[0] else total
 
     def _row(self, i: int) -> _Row:
-        terms = tuple((c, float(self._terms[i, c])) for c in self.columns if self._terms[i, c] != 0)
-        row = _Row(float(self._scales[i]), bool(self._carried[i]), bool(self._opposed[i]), terms)
+        scales, carried, opposed, table = self._listed
+        terms = tuple([(c, table[i][c]) for c in self.columns if table[i][c] != 0])
+        row = _Row(scales[i], carried[i], opposed[i], terms)
         self._rows[i] = row
         return row
 
@@ -103,14 +112,14 @@ class Combination:
             return expand(rows[..., k], x)
 
         base = arrays[0] * coefficient(0)
-        if self._opposed.any():
+        if self._needs_opposed:
             base = base + arrays[1] * coefficient(1)
         total = None
         for k, column in enumerate(self.columns):
             term = arrays[column] * coefficient(3 + k)
             total = term if total is None else total + term
         total = base if total is None else base + total
-        return total * coefficient(2) if (self._scales != 1.0).any() else total
+        return total * coefficient(2) if self._needs_scale else total
 
     def _table(self, x: Array) -> Array:
         """Coefficients on the device of ``x``: of x and m in the base, the scale, and the terms."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from anystep._array import Array, Kind, kind, place
+from anystep._array import Array, Kind, kind, namespace, place
 from anystep.plan import Plan
 
 __all__ = ["State", "estimate", "init", "scale_input", "update"]
@@ -41,6 +41,7 @@ def init(plan: Plan, x: Array) -> State:
         Its memories refer to ``x`` until a row has written them; no row reads one earlier.
     """
     kind(x)
+    plan.prepare()
     return State(x, (x,) * plan.memories)
 
 
@@ -49,10 +50,9 @@ def scale_input(plan: Plan, i: Any, x: Array) -> Array:
 
     ``x`` itself where the factor is always 1.
     """
-    if plan.identity_input:
-        return x
     found = kind(x)
-    return _finish(plan.input_combination(_index(plan, i, x, found), (_widen(x, found),), x), x, found)
+    i = _index(plan, i, x, found)
+    return x if plan.identity_input else _finish(plan.input_combination(i, (_widen(x, found),), x), x, found)
 
 
 def estimate(plan: Plan, i: Any, x: Array, model_output: Array) -> Array:
@@ -116,14 +116,18 @@ def update(
         raise ValueError(
             f"state has {len(state.memory)} memories, the plan {plan.memories}: start with init(plan, x)."
         )
-    narrow = [x, _checked(x, model_output, "model_output"), None, *state.memory, *_noises(plan, i, x, noise)]
+    memory = [_checked(x, array, f"memory[{k}]") for k, array in enumerate(state.memory)]
+    narrow = [x, _checked(x, model_output, "model_output"), None, *memory, *_noises(plan, i, x, noise)]
     wide = [None if array is None else _widen(array, found) for array in narrow]
     if plan.threshold is not None:
         wide[2] = _estimate(plan, i, wide[:2], x)
     out: list[Array] = []
-    for source, combination in plan.combinations:
-        if source is not None:
-            out.append(narrow[source])
+    moves = plan.moves[i] if plan.memories and isinstance(i, int) else None
+    for output, (source, combination) in enumerate(plan.combinations):
+        if source is None and moves is not None:
+            source = moves[output]
+        if source is not None:  # passed on by reference, unless it has another dtype than the sample
+            out.append(found.xp.astype(narrow[source], x.dtype, copy=False))
         else:
             out.append(_finish(combination(i, wide, x), x, found))
     return State(out[0], tuple(out[1:]))
@@ -149,33 +153,43 @@ def _finish(total: Array, x: Array, found: Kind) -> Array:
 
 def _index(plan: Plan, i: Any, x: Array, found: Kind) -> Any:
     """A Python int in range, or an integer array that fits ``x``."""
-    if isinstance(i, int | np.integer):
+    if isinstance(i, (int, np.integer)):
         if not 0 <= i < len(plan):
             raise IndexError(
                 f"i={i} is outside [0, {len(plan)}): the plan has {len(plan)} rows; stop, or make a longer plan."
             )
         return int(i)
-    if isinstance(i, np.ndarray | list | tuple):  # known on the host: check, then move to where x is
-        rows = np.asarray(i)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(i, (np.ndarray, list, tuple)):  # known on the host: check, then move to where x is
+        rows = np.asarray(i)
         if rows.size and not (rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < len(plan)):
             raise IndexError(
                 f"i={rows.tolist()}: expected integers in [0, {len(plan)}), one row of the plan per sample."
             )
-        i = found.xp.asarray(rows.astype(np.int64), device=place(x))
-    if i.ndim > 1 or (i.ndim == 1 and (x.ndim == 0 or i.shape[0] != x.shape[0])):
-        raise ValueError(
-            f"i has shape {tuple(i.shape)}: expected 0-d or one row per sample, shape ({x.shape[:1]})."
+        i = found.xp.asarray(rows.astype(np.int32), device=place(x))
+    if not hasattr(i, "dtype"):
+        raise TypeError(
+            f"i={i!r}: expected an int or an integer array, a row of the plan or one row per sample."
         )
+    if namespace(i) is not found.xp:
+        raise _foreign("i", i, x)
     if not found.xp.isdtype(i.dtype, "integral"):
         raise TypeError(f"i has dtype {i.dtype}: expected integers, rows of the plan.")
-    return i
+    if i.ndim > 1 or (i.ndim == 1 and (x.ndim == 0 or i.shape[0] != x.shape[0])):
+        raise ValueError(
+            f"i has shape {tuple(i.shape)}: expected 0-d or one row per sample, shape {x.shape[:1]}."
+        )
+    # The one integer type that every library both has and can index with.
+    return i if i.dtype in (found.xp.int32, found.xp.int64) else found.xp.astype(i, found.xp.int32)
+
+
+def _foreign(name: str, array: Array, x: Array) -> TypeError:
+    theirs, ours = (type(a).__module__.split(".")[0] for a in (array, x))
+    return TypeError(f"{name} is a {theirs} array, the sample a {ours} one: convert one of them.")
 
 
 def _checked(x: Array, array: Array, name: str) -> Array:
     if kind(array, name).xp is not kind(x).xp:
-        raise TypeError(
-            f"{name} is a {type(array).__module__} array, the sample a {type(x).__module__} one: convert one of them."
-        )
+        raise _foreign(name, array, x)
     if array.shape != x.shape:
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}: expected {tuple(x.shape)}, the shape of the sample."

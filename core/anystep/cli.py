@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from anystep._array import backend, backend_names
+from anystep._files import write_atomically
 from anystep.demo import digits
 from anystep.demo.drawing import SCHEDULERS, Drawing, draw_digits, grid
-from anystep.plan import write_atomically
 
 try:
     import typer

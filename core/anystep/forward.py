@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from anystep._array import Array, expand, host, kind, like
-from anystep.levels import Level
+from anystep._array import Array, expand, host, kind, like, namespace
 from anystep.predictions import Prediction, prediction
 from anystep.schedules import BetaSchedule, Schedule
 
@@ -116,14 +115,22 @@ def _spread(coefficient: Any, x: Array) -> Any:
 
 
 def level_of(schedule: Schedule, timesteps: Any, x: Array) -> tuple[Array, Array]:
-    """(alpha_t, sigma_t) as arrays that meet ``x``, flat or 0-d."""
+    """(alpha_t, sigma_t) as arrays that meet ``x``, flat or 0-d.
+
+    Timesteps on the sample's own device stay there, unless a table is to be read between its entries.
+    """
     found = kind(x)
-    if isinstance(schedule, BetaSchedule) and not isinstance(
-        timesteps, int | float | list | tuple | np.ndarray | np.generic
-    ):
+    if not isinstance(timesteps, _HOST) and namespace(timesteps) is found.xp:
+        flat = timesteps if timesteps.ndim == 0 else found.xp.reshape(timesteps, (-1,))
+        if not isinstance(schedule, BetaSchedule):
+            level = schedule.level(found.xp.astype(flat, found.work, copy=False))
+            return level.alpha_t, level.sigma_t
         if found.xp.isdtype(timesteps.dtype, "integral"):
             rows = found.xp.take(like(schedule.coefficients, x), found.xp.reshape(timesteps, (-1,)), axis=0)
             return rows[..., 0], rows[..., 1]
-        timesteps = host(timesteps)
-    level: Level = schedule.level(np.ravel(host(timesteps)))
+    times = host(timesteps)
+    level = schedule.level(times if times.ndim == 0 else np.ravel(times))
     return like(level.alpha_t, x), like(level.sigma_t, x)
+
+
+_HOST = (int, float, list, tuple, np.ndarray, np.generic)

@@ -12,7 +12,6 @@ where x̂₀ = estimate[i] @ (x, m). All that tells one scheduler from another i
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -24,11 +23,12 @@ import numpy.typing as npt
 
 from anystep._array import Float64
 from anystep._combination import Combination
+from anystep._files import write_atomically
 from anystep.levels import Levels
 from anystep.predictions import Prediction
 from anystep.thresholding import Threshold
 
-__all__ = ["Plan", "compose", "write_atomically"]
+__all__ = ["Plan", "compose"]
 
 X, MODEL_OUTPUT, X0, FIRST_MEMORY = 0, 1, 2, 3
 """Columns of ``update``."""
@@ -74,7 +74,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in _TABLES:
-            table = np.array(getattr(self, name), dtype=np.float64)
+            given = np.asarray(getattr(self, name))
+            if given.dtype.kind not in "fiu":
+                raise ValueError(f"{name} has dtype {given.dtype}: expected real numbers.")
+            table = given.astype(np.float64)
             if not np.isfinite(table).all():
                 where = np.argwhere(~np.isfinite(table))[0].tolist()
                 raise ValueError(
@@ -82,7 +85,7 @@ class Plan:
                 )
             table.flags.writeable = False
             object.__setattr__(self, name, table)
-        count, shape = len(self.timesteps), self.update.shape
+        count, shape = self.timesteps.size, self.update.shape
         expected = {
             "timesteps": (count,),
             "alpha": (count + 1,),
@@ -99,6 +102,10 @@ class Plan:
             raise ValueError(
                 f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises."
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew, because NumPy's own copies and pickles of read-only arrays are writable.
+        return Plan, (*(getattr(self, name) for name in _TABLES), self.threshold)
 
     def __len__(self) -> int:
         """Number of model calls N."""
@@ -148,6 +155,16 @@ class Plan:
         )
 
     @cached_property
+    def moves(self) -> tuple[tuple[int | None, ...], ...]:
+        """For each call, the column that each output passes on unchanged, or None; never for the sample."""
+
+        def move(row: Float64) -> int | None:
+            column = int(np.argmax(row != 0))
+            return column if column != X0 and row[column] == 1.0 and (row != 0).sum() == 1 else None
+
+        return tuple((None, *map(move, rows[1:])) for rows in self.folded)
+
+    @cached_property
     def estimate_combination(self) -> Combination:
         """How to form x̂₀."""
         return Combination(self.estimate)
@@ -156,6 +173,17 @@ class Plan:
     def input_combination(self) -> Combination:
         """How to form the model's input."""
         return Combination(self.input_scale[:, None])
+
+    def prepare(self) -> None:
+        """Make now what the first call would make, so that a compiler that traces a call meets finished tables."""
+        _ = (
+            self.combinations,
+            self.moves,
+            self.estimate_combination,
+            self.input_combination,
+            self.identity_input,
+        )
+        _ = self.stochastic
 
     @cached_property
     def identity_input(self) -> bool:
@@ -211,7 +239,7 @@ class Plan:
         if Path(path).suffix != ".npz":
             return cls.from_json(Path(path).read_bytes())
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
                 found: dict[str, Any] = {name: archive[name] for name in archive.files}
             found["format"] = str(found.get("format"))
             found["threshold"] = json.loads(str(found.get("threshold", "null")))
@@ -225,14 +253,14 @@ class Plan:
 
     @classmethod
     def _from_fields(cls, found: Any) -> "Plan":
-        if not isinstance(found, Mapping) or found.get("format") != _FORMAT:  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(found, Mapping) or found.get("format") != _FORMAT:
             raise ValueError(f"not a plan: expected the fields of {_FORMAT!r}; write one with Plan.save.")
         missing = [name for name in _TABLES if name not in found]
         if missing:
             raise ValueError(f"not a plan: {missing[0]} is missing; write one with Plan.save.")
         try:
-            tables = [np.asarray(found[name], dtype=np.float64) for name in _TABLES]  # pyright: ignore[reportUnknownArgumentType]
-            threshold = Threshold.from_dict(found.get("threshold"))  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+            tables = [np.asarray(found[name]) for name in _TABLES]
+            threshold = Threshold.from_dict(found.get("threshold"))
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a plan: {error}.") from error
         return cls(*tables, threshold=threshold)
@@ -265,7 +293,8 @@ def compose(
         If the model predicts ε at a level without signal (alpha_t = 0) and nothing bounds x̂₀.
     """
     level = levels.model_level
-    if threshold is None and prediction.name in ("epsilon", "score") and np.any(level.alpha_t <= 0):
+    blind = ("edm",) if threshold is not None else ("epsilon", "score", "edm")
+    if prediction.name in blind and np.any(level.alpha_t <= 0):
         raise ValueError(
             f"prediction={prediction.name!r} cannot recover the clean sample at alpha_t = 0 (zero terminal SNR): train with "
             "v_prediction or sample, clip the estimate, or choose a spacing that skips the last training timestep."
@@ -285,22 +314,3 @@ def compose(
         update=table,
         threshold=threshold,
     )
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or leave what was there.
-
-    A temporary file beside it, synced, then renamed over it.
-    """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

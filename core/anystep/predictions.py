@@ -151,8 +151,9 @@ class Score(Prediction):
     name: ClassVar[str] = "score"
 
     def to_sample(self, level: Level) -> Pair:
-        """(1, sigma_t²) / alpha_t."""
-        return 1 / level.alpha_t, level.sigma_t**2 / level.alpha_t
+        """(1, sigma_t²) / alpha_t, with alpha_t = 0 as for `Epsilon`."""
+        alpha_t = np.maximum(level.alpha_t, 1e-20)
+        return 1 / alpha_t, level.sigma_t**2 / alpha_t
 
     def to_noise(self, level: Level) -> Pair:
         """(0, -sigma_t)."""

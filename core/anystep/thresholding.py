@@ -56,12 +56,13 @@ class Clip(Threshold):
     bound: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bound", float(self.bound))
         if not self.bound > 0:
             raise ValueError(f"bound={self.bound}: expected a magnitude > 0; 1 fits images in [-1, 1].")
 
     def __call__(self, x0: Array) -> Array:
         """Clipped values."""
-        return namespace(x0).clip(x0, -float(self.bound), float(self.bound))
+        return namespace(x0).clip(x0, -self.bound, self.bound)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class DynamicThreshold(Threshold):
     max_value: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("ratio", "max_value"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio} is outside [0, 1]: 0.995 is the usual quantile.")
         if not self.max_value >= 1:
@@ -109,5 +112,5 @@ class DynamicThreshold(Threshold):
         below, above = ordered[:, low], ordered[:, min(low + 1, flat.shape[1] - 1)]
         # Interpolate from the nearer end, so that equal ends give exactly that value.
         s = below + (above - below) * weight if weight < 0.5 else above - (above - below) * (1 - weight)
-        s = expand(xp.clip(s, 1.0, float(self.max_value)), flat)
+        s = expand(xp.clip(s, 1.0, self.max_value), flat)
         return xp.reshape(xp.minimum(xp.maximum(flat, -s), s) / s, x0.shape)

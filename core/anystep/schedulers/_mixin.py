@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import sys
 import warnings
 from collections import Counter, deque
@@ -19,6 +18,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
+
+from anystep._files import write_atomically
 
 __all__ = ["SCHEDULER_CONFIG_NAME", "KarrasDiffusionSchedulers", "SchedulerMixin"]
 
@@ -81,7 +82,7 @@ class ConfigFiles:
 
     def to_json_file(self, json_file_path: _Path) -> None:
         """Write the config to a file, which is replaced whole."""
-        _write(Path(json_file_path), cast(Any, self).to_json_string())
+        write_atomically(json_file_path, cast(Any, self).to_json_string().encode())
 
     def save_config(self, save_directory: _Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the config into a folder, which is made if missing; a file of its name is replaced whole.
@@ -95,7 +96,7 @@ class ConfigFiles:
         if folder.is_file():
             raise AssertionError(f"save_directory={str(folder)!r} is a file: pass a folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / this.config_name, text)
+        write_atomically(folder / this.config_name, text.encode())
         if push_to_hub:
             this.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
 
@@ -285,16 +286,3 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(record, dict) or depth(record) > _MAX_DEPTH:
         raise ValueError(f"it is not an object of at most {_MAX_DEPTH} levels")
     return cast(dict[str, Any], record)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a failure the old one is there, and nothing else."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(unfinished, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -72,16 +72,19 @@ class Schedule(ABC):
             )
         return self._level_of(ratio, self.timestep(ratio))
 
+    def _checked(self, t: Any) -> Array:
+        """Numbers and NumPy values as float64 and inside the process; an array of another library as it is."""
+        if not isinstance(t, (int, float, list, tuple, np.ndarray, np.generic)):
+            return t
+        times, end = np.asarray(t, dtype=np.float64), self.t_range[1]
+        outside = ~((times >= 0) & (times <= end * (1 + 1e-9)))
+        if outside.any():
+            raise ValueError(
+                f"t={np.atleast_1d(times)[np.atleast_1d(outside)][0]:g} is outside [0, {end:g}]."
+            )
+        return times
+
     def _level_of(self, ratio: Any, t: Any) -> Level:
         """Level of a variance-preserving process; others say how theirs splits the ratio."""
         with np.errstate(divide="ignore"):
             return Level(t, 1 / np.sqrt(1 + ratio**2), 1 / np.sqrt(1 + ratio**-2.0))
-
-
-def host_or_array(t: Any) -> Array:
-    """Numbers and NumPy values as float64; an array of another library as it is."""
-    return (
-        np.asarray(t, dtype=np.float64)
-        if isinstance(t, int | float | list | tuple | np.ndarray | np.generic)
-        else t
-    )

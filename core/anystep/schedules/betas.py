@@ -121,8 +121,16 @@ class BetaSchedule(Schedule):
             if len(self.alphas_cumprod)
             else np.cumprod(1 - betas)
         )
-        if (product[:-1] <= 0).any():
+        if (product[:-1] <= 0).any() and (betas[:-1] >= 1).any():
             raise ValueError("betas reach 1 before the last timestep: only the last may leave no signal.")
+        # The last may stand above the one before it, where zero terminal SNR is replaced by a small number.
+        ordered = (np.diff(product[:-1]) <= 0).all() and ((product >= 0) & (product <= 1)).all()
+        if product.shape != betas.shape or not ordered:
+            raise ValueError(
+                f"alphas_cumprod of shape {product.shape}: expected {betas.shape} numbers from 1 down to 0."
+            )
+        if self.interpolation not in ("log", "linear"):
+            raise ValueError(f"interpolation={self.interpolation!r}: expected 'log' or 'linear'.")
         for name, table in (("betas", betas), ("alphas_cumprod", product)):
             table.flags.writeable = False
             object.__setattr__(self, name, table)
@@ -167,6 +175,10 @@ class BetaSchedule(Schedule):
         terminal
             alpha² of the last timestep, 0 as in the paper; a sampler in Karras coordinates needs it above 0.
         """
+        if self.train_timesteps < 2:
+            raise ValueError(
+                "train_timesteps=1: zero terminal SNR needs two timesteps, one of them with signal."
+            )
         root = np.sqrt(self.alphas_cumprod)
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         product = root**2

@@ -8,7 +8,7 @@ import numpy as np
 
 from anystep._array import namespace
 from anystep.levels import Level
-from anystep.schedules._base import Schedule, host_or_array
+from anystep.schedules._base import Schedule
 
 __all__ = ["VE", "VP", "Continuous", "Cosine", "Crash", "EDMSchedule", "RectifiedFlow"]
 
@@ -80,15 +80,32 @@ class VP(Continuous):
 
     def level(self, t: Any) -> Level:
         """Level at t."""
-        t = host_or_array(t)
+        t = self._checked(t)
         xp, u = namespace(t), t / self.time_scale
         log_alpha = -0.25 * u * u * (self.beta_max - self.beta_min) - 0.5 * u * self.beta_min
         return Level(t, xp.exp(log_alpha), xp.sqrt(-xp.expm1(2 * log_alpha)))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta_min < self.beta_max < np.inf:
+            raise ValueError(
+                f"beta_min={self.beta_min}, beta_max={self.beta_max}: expected 0 <= beta_min < beta_max; 0.1 and 20 are usual."
+            )
+
+    def rates(self, t: Any) -> tuple[Any, Any]:
+        """(f, g²) of the process dx = f x dt + g dw at t: -β / 2 and β."""
+        u = host_or_array(t) / self.time_scale
+        beta = (self.beta_min + u * (self.beta_max - self.beta_min)) / self.time_scale
+        return -0.5 * beta, beta
+
     def _u_of(self, ratio: Any) -> Any:
         # -2 log alpha = log(1 + ratio²) = u² d / 2 + u beta_min, with d = beta_max - beta_min
-        total, d = np.log1p(ratio**2), self.beta_max - self.beta_min
-        return 2 * total / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * d * total))
+        total, d = np.log1p(np.minimum(ratio, self.sigma_max) ** 2), self.beta_max - self.beta_min
+        return (
+            (np.sqrt(self.beta_min**2 + 2 * d * total) - self.beta_min) / d
+            if self.beta_min == 0
+            else 2 * total / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * d * total))
+        )
 
 
 @dataclass(frozen=True)
@@ -105,12 +122,22 @@ class VE(Continuous):
     smallest: float = 0.01
     largest: float = 50.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ends(self.smallest, self.largest)
+
     def level(self, t: Any) -> Level:
         """Level at t."""
-        t = host_or_array(t)
+        t = self._checked(t)
         xp = namespace(t)
         sigma_t = self.smallest * xp.exp(t / self.time_scale * float(np.log(self.largest / self.smallest)))
         return Level(t, xp.ones_like(sigma_t), sigma_t)
+
+    def rates(self, t: Any) -> tuple[Any, Any]:
+        """(f, g²) of the process dx = f x dt + g dw at t: 0 and the growth of sigma²."""
+        level = self.level(t)
+        growth = 2 * float(np.log(self.largest / self.smallest)) / self.time_scale
+        return 0.0 * level.sigma_t, growth * level.sigma_t * level.sigma_t
 
     def _u_of(self, ratio: Any) -> Any:
         return np.log(ratio / self.smallest) / np.log(self.largest / self.smallest)
@@ -132,6 +159,9 @@ class EDMSchedule(Schedule):
     smallest: float = 0.002
     largest: float = 80.0
 
+    def __post_init__(self) -> None:
+        _check_ends(self.smallest, self.largest)
+
     @property
     def t_range(self) -> tuple[float, float]:
         """(smallest, largest)."""
@@ -139,7 +169,7 @@ class EDMSchedule(Schedule):
 
     def level(self, t: Any) -> Level:
         """Level at t = sigma."""
-        t = host_or_array(t)
+        t = self._checked(t)
         return Level(t, namespace(t).ones_like(t), t)
 
     def timestep(self, karras_sigma: Any) -> Any:
@@ -159,7 +189,7 @@ class Cosine(Continuous):
 
     def level(self, t: Any) -> Level:
         """Level at t."""
-        t = host_or_array(t)
+        t = self._checked(t)
         xp, angle = namespace(t), t / self.time_scale * (np.pi / 2)
         # cos through sin, so that it is exactly 0 at u = 1
         return Level(t, xp.sin(np.pi / 2 - angle), xp.sin(angle))
@@ -205,7 +235,7 @@ class RectifiedFlow(Continuous):
 
     def level(self, t: Any) -> Level:
         """Level at t."""
-        t = host_or_array(t)
+        t = self._checked(t)
         return Level(t, 1 - t / self.time_scale, t / self.time_scale)
 
     def _u_of(self, ratio: Any) -> Any:
@@ -214,3 +244,8 @@ class RectifiedFlow(Continuous):
     def _level_of(self, ratio: Any, t: Any) -> Level:
         with np.errstate(divide="ignore"):
             return Level(t, 1 / (1 + ratio), np.where(ratio == 0, 0.0, 1 / (1 + 1 / ratio)))
+
+
+def _check_ends(smallest: float, largest: float) -> None:
+    if not 0 < smallest < largest < np.inf:
+        raise ValueError(f"smallest={smallest}, largest={largest}: expected 0 < smallest < largest.")

@@ -42,6 +42,18 @@ class Spacing(ABC):
         """
         points = self.points(schedule, steps)
         end = final_level(schedule, self.final)
+        sigma = np.append(points.karras_sigma, end.karras_sigma)
+        with np.errstate(invalid="ignore"):
+            meet = np.flatnonzero(~(sigma[1:] < sigma[:-1] * (1 - _APART)))
+        if meet.size:
+            i = int(meet[0])
+            last = i == len(sigma) - 2
+            raise ValueError(
+                f"{self} has no {len(sigma) - 1} distinct levels on this schedule: karras_sigma={sigma[i + 1]:g}, "
+                f"{f'the final level (final={self.final!r}),' if last else f'level {i + 2},'} is not below level {i + 1}, "
+                f"{sigma[i]:g}. The model can be called between karras_sigma {schedule.sigma_min:g}, the least noisy "
+                f"(t or u_min), and {schedule.sigma_max:g}: use fewer steps, another final level, or another spacing."
+            )
         return Levels.chain(
             np.append(points.t, end.t),
             np.append(points.alpha_t, end.alpha_t),
@@ -53,13 +65,17 @@ class Spacing(ABC):
         """The N levels at which the model is called."""
 
 
+_APART = 1e-9
+"""Levels closer than this, relatively, are one level that rounding has split."""
+
+
 def final_level(schedule: Schedule, final: str | float) -> Level:
     """The level that ``final`` names."""
     if final == "zero":
         return schedule.at(0.0)
     if final == "sigma_min":
         return schedule.level(schedule.t_range[0])
-    if isinstance(final, str):
+    if isinstance(final, str) or not final >= 0:
         raise ValueError(f"final={final!r}: expected 'zero', 'sigma_min' or a karras_sigma.")
     return schedule.at(final)
 

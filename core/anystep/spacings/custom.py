@@ -26,7 +26,13 @@ class Timesteps(Spacing):
 
     def points(self, schedule: Schedule, steps: int | None) -> Level:
         """Levels of the timesteps."""
-        return schedule.level(_checked("timesteps", self.timesteps, steps))
+        times = _checked("timesteps", self.timesteps, steps)
+        low, high = schedule.t_range
+        if times[0] > high * (1 + 1e-9) or times[-1] < low * (1 - 1e-9):
+            raise ValueError(
+                f"timesteps={times.tolist()[:5]}: some are outside [{low:g}, {high:g}], the schedule's range."
+            )
+        return schedule.level(times)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Sigmas(Spacing):
 
 def _checked(name: str, values: Sequence[float], steps: int | None) -> np.ndarray:
     check_descending(name, values)
+    if not len(values):
+        raise ValueError(f"{name} is empty: expected at least one level.")
     if steps is not None and steps != len(values):
         raise ValueError(f"steps={steps}, but {name} lists {len(values)} levels: leave steps out.")
     return np.asarray(values, dtype=np.float64)

@@ -52,6 +52,10 @@ def stretch_to_terminal(sigmas: Float64, terminal: float) -> Float64:
     >>> stretch_to_terminal(np.asarray([1.0, 0.5]), 0.2)
     array([1. , 0.2])
     """
+    if not sigmas[-1] < 1:
+        raise ValueError(
+            f"terminal={terminal}: the last level is pure noise and cannot be stretched to it; use more steps."
+        )
     if not 0 <= terminal < 1:
         raise ValueError(
             f"terminal={terminal} is outside [0, 1): it is the last flow sigma at which the model is called."

@@ -59,8 +59,10 @@ def lu(sigma_max: float, sigma_min: float, steps: int, rho: float = 1.0) -> Floa
     rho = 1 is even in lambda, which is `exponential`. Other values need lambda of one sign throughout.
     """
     first, last = -np.log(sigma_max), -np.log(sigma_min)
-    if rho != 1.0 and not first > 0:
-        raise ValueError(f"rho={rho}: expected 1, since lambda changes sign between the levels.")
+    if not 0 < rho < np.inf or (rho != 1.0 and not first > 0):
+        raise ValueError(
+            f"rho={rho}: expected 1, since lambda changes sign or is not positive; other rho need sigmas below 1."
+        )
     ramp = np.linspace(
         first ** (1 / rho) if rho != 1.0 else first, last ** (1 / rho) if rho != 1.0 else last, steps
     )
@@ -150,6 +152,10 @@ class Beta(SigmaSpacing):
 
     a: float = 0.6
     b: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not (0 < self.a < np.inf and 0 < self.b < np.inf):
+            raise ValueError(f"a={self.a}, b={self.b}: expected numbers > 0; 0.6 and 0.6 are usual.")
 
     def sigmas(self, high: float, low: float, steps: int) -> Float64:
         """See `beta`."""
