@@ -74,9 +74,9 @@ class Schedule(ABC):
 
     def _checked(self, t: Any) -> Array:
         """Numbers and NumPy values as float64 and inside the process; an array of another library as it is."""
-        if not isinstance(t, (int, float, list, tuple, np.ndarray, np.generic)):
-            return t
-        times, end = np.asarray(t, dtype=np.float64), self.t_range[1]
+        times, end = host_or_array(t), self.t_range[1]
+        if not isinstance(times, np.ndarray):
+            return times
         outside = ~((times >= 0) & (times <= end * (1 + 1e-9)))
         if outside.any():
             raise ValueError(
@@ -88,3 +88,9 @@ class Schedule(ABC):
         """Level of a variance-preserving process; others say how theirs splits the ratio."""
         with np.errstate(divide="ignore"):
             return Level(t, 1 / np.sqrt(1 + ratio**2), 1 / np.sqrt(1 + ratio**-2.0))
+
+
+def host_or_array(t: Any) -> Array:
+    """Numbers and NumPy values as float64; an array of another library as it is."""
+    known = isinstance(t, (int, float, list, tuple, np.ndarray, np.generic))
+    return np.asarray(t, dtype=np.float64) if known else t

@@ -94,18 +94,16 @@ class VP(Continuous):
 
     def rates(self, t: Any) -> tuple[Any, Any]:
         """(f, g²) of the process dx = f x dt + g dw at t: -β / 2 and β."""
-        u = host_or_array(t) / self.time_scale
+        u = self._checked(t) / self.time_scale
         beta = (self.beta_min + u * (self.beta_max - self.beta_min)) / self.time_scale
         return -0.5 * beta, beta
 
     def _u_of(self, ratio: Any) -> Any:
         # -2 log alpha = log(1 + ratio²) = u² d / 2 + u beta_min, with d = beta_max - beta_min
         total, d = np.log1p(np.minimum(ratio, self.sigma_max) ** 2), self.beta_max - self.beta_min
-        return (
-            (np.sqrt(self.beta_min**2 + 2 * d * total) - self.beta_min) / d
-            if self.beta_min == 0
-            else 2 * total / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * d * total))
-        )
+        below = self.beta_min + np.sqrt(self.beta_min**2 + 2 * d * total)
+        u = np.divide(2 * total, below, out=np.zeros_like(total), where=below > 0)
+        return np.where(ratio >= self.sigma_max, 1.0, u)
 
 
 @dataclass(frozen=True)
