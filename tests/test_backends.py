@@ -111,19 +111,24 @@ class _Random:
     def __init__(self, seed=None):
         self._native, self._device = np.random.default_rng(seed), _Device()
 
-    def standard_normal(self, size=None, dtype=float, out=None):
+    def _draw(self, law, size, dtype):
         assert self._device == _Device(), "the generator's state is on another device"
         assert np.dtype(dtype) in (np.float32, np.float64)
         assert 0 not in size, "a launch of nothing"
-        return _Array(np.asarray(self._native.standard_normal(size, dtype=dtype)))
+        return _Array(np.asarray(getattr(self._native, law)(size, dtype=dtype)))
+
+    def standard_normal(self, size=None, dtype=float, out=None):
+        return self._draw("standard_normal", size, dtype)
 
 
 class _Generator(_Random):
-    pass
+    def random(self, size=None, dtype=float, out=None):
+        return self._draw("random", size, dtype)
 
 
 class _RandomState(_Random):
-    pass
+    def random_sample(self, size=None, dtype=float):
+        return self._draw("random", size, dtype)
 
 
 def _stub():
@@ -151,6 +156,7 @@ def _stub():
         RandomState=_RandomState,
         default_rng=_Generator,
         standard_normal=lambda size=None, dtype=float: _RandomState().standard_normal(size, dtype),
+        random_sample=lambda size=None, dtype=float: _RandomState().random_sample(size, dtype),
     )
     runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=_Driver)
     stub.cuda = SimpleNamespace(Device=_Device, runtime=runtime, is_available=lambda: _Device.count > 0)
@@ -225,9 +231,17 @@ def rounded(values, dtype):
 
 def test_every_member_has_the_protocols_signature(backend):
     members = [name for name in vars(Backend) if not name.startswith("_")]
-    assert {"name", "version", "devices", "device", "asarray", "to_numpy", "generator", "normal"} < set(
-        members
-    )
+    assert {
+        "name",
+        "version",
+        "devices",
+        "device",
+        "asarray",
+        "to_numpy",
+        "generator",
+        "normal",
+        "uniform",
+    } < set(members)
     for name in members:
         declared = vars(Backend)[name]
         if isinstance(declared, property):
@@ -599,6 +613,122 @@ def test_noise_is_standard_normal(backend):
                 assert abs(moment.mean() - expected) < 5 * np.sqrt(variance / n)
 
 
+# Uniform numbers
+
+
+def uniform_dtype(dtype):
+    """float32 beside half precision, in which some numbers below 1 would round to 1."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def test_one_seed_is_one_uniform_draw_and_each_step_is_fresh(backend):
+    for dtype in floats(backend):
+        like = zeros(backend, dtype=dtype)
+        one, again, other = (
+            backend.uniform((64, 2), generator=native(backend, s), like=like) for s in (5, 5, 6)
+        )
+        assert dtype_name(one) == uniform_dtype(dtype)
+        assert tuple(one.shape) == (64, 2)
+        equal(backend.to_numpy(one), backend.to_numpy(again))
+        assert np.any(backend.to_numpy(one) != backend.to_numpy(other))
+        generator = native(backend, 5)
+        first, second = (backend.uniform((64,), generator=generator, like=like, index=i) for i in range(2))
+        assert np.all(backend.to_numpy(first) != backend.to_numpy(second))
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=st.lists(st.integers(0, 3), max_size=4).map(tuple), data=st.data())
+def test_a_numpy_generator_gives_its_own_uniform_draw_everywhere(shape, data):
+    for subject in INSTALLED:
+        backend = load(subject)
+        dtype = data.draw(st.sampled_from(floats(backend)), label=subject)
+        like = zeros(backend, (1,), dtype)
+        drawn = backend.uniform(shape, generator=np.random.default_rng(3), like=like, index=7)
+        equal(
+            backend.to_numpy(drawn),
+            np.asarray(np.random.default_rng(3).random(shape, dtype=uniform_dtype(dtype))),
+        )
+        assert tuple(backend.uniform(shape, generator=native(backend, 0), like=like).shape) == shape
+
+
+def test_a_legacy_random_state_gives_uniform_numbers_below_one(backend):
+    class AlmostOne(np.random.RandomState):
+        def random_sample(self, size=None):
+            return np.full(size, 1 - 2.0**-53)
+
+    for dtype in floats(backend):
+        like = zeros(backend, dtype=dtype)
+        drawn = backend.to_numpy(backend.uniform((5,), generator=np.random.RandomState(1), like=like))
+        assert drawn.dtype == uniform_dtype(dtype)
+        np.testing.assert_allclose(drawn, np.random.RandomState(1).random_sample(5), atol=2.0**-24, rtol=0)
+        assert (backend.to_numpy(backend.uniform((5,), generator=AlmostOne(), like=like)) < 1).all()
+
+
+@pytest.mark.parametrize("host", [False, True], ids=["native", "NumPy"])
+def test_a_list_gives_each_sample_its_own_uniform_draw(backend, host):
+    make, like = np.random.default_rng if host else backend.generator, zeros(backend)
+    drawn = backend.to_numpy(
+        backend.uniform((3, 2, 5), generator=[make(s) for s in (7, 8, 9)], like=like, index=2)
+    )
+    for row, seed in zip(drawn, (7, 8, 9), strict=True):
+        alone = backend.uniform((1, 2, 5), generator=make(seed), like=like, index=2)
+        equal(row[None], backend.to_numpy(alone))
+    with pytest.raises(ValueError, match=r"generator is a list of 2 for shape=\(3"):
+        backend.uniform((3, 2), generator=[make(0), make(1)], like=like)
+
+
+def test_uniform_refuses_what_normal_refuses(backend):
+    with pytest.raises(
+        TypeError, match=r"generator=5 of type .*: expected .*, numpy.random.Generator, .*; make one"
+    ):
+        backend.uniform((2, 2), generator=5, like=zeros(backend))
+    with pytest.raises(TypeError, match=r"like has dtype .*int32"):
+        backend.uniform((2,), generator=native(backend, 0), like=zeros(backend, dtype="int32"))
+    if backend.name == "jax":
+        with pytest.raises(ValueError, match="generator=None: JAX has no global"):
+            backend.uniform((4,), generator=None, like=zeros(backend))
+    else:
+        first, second = (
+            backend.to_numpy(backend.uniform((4,), generator=None, like=zeros(backend))) for _ in range(2)
+        )
+        assert np.all(first != second)
+
+
+def test_uniform_numbers_are_uniform(backend):
+    """Mean, second and fourth moment of 1e5 draws within 5 standard errors, all in [0, 1)."""
+    n = 100_000
+    for dtype in floats(backend):
+        for generator in (native(backend, 11), np.random.default_rng(12)):
+            u = backend.to_numpy(backend.uniform((n,), generator=generator, like=zeros(backend, dtype=dtype)))
+            assert u.min() >= 0 and u.max() < 1
+            for power in (1, 2, 4):
+                spread = np.sqrt((1 / (2 * power + 1) - 1 / (power + 1) ** 2) / n)
+                assert abs((u.astype(np.float64) ** power).mean() - 1 / (power + 1)) < 5 * spread
+
+
+@pytest.mark.parametrize("dtype", EVERY[:4])
+def test_torch_draws_uniform_numbers_as_torch_rand_does(dtype):
+    backend, torch = load("torch"), importlib.import_module("torch")
+    wanted = getattr(torch, uniform_dtype(dtype))
+    like = zeros(backend, dtype=dtype)
+    ours, theirs = (torch.Generator().manual_seed(4) for _ in range(2))
+    for _ in range(2):
+        drawn = backend.uniform((4, 17), generator=ours, like=like)
+        assert torch.equal(drawn, torch.rand((4, 17), generator=theirs, dtype=wanted))
+    assert backend.uniform((4,), generator=ours, like=torch.zeros(2, device="meta")).device.type == "meta"
+
+
+def test_jax_draws_uniform_numbers_of_the_folded_key_also_under_jit():
+    backend, jax = load("jax"), importlib.import_module("jax")
+    key, like = jax.random.key(4), zeros(backend)
+    expected = np.array(jax.random.uniform(jax.random.fold_in(key, 6), (3, 5)))
+    equal(np.array(backend.uniform((3, 5), generator=key, like=like, index=6)), expected)
+    traced = jax.jit(lambda key, x, i: backend.uniform((3, 5), generator=key, like=x, index=i))
+    equal(np.array(traced(key, like, 6)), expected)
+    with pytest.raises(TypeError, match=r"generator is NumPy's and the sample is traced"):
+        jax.jit(lambda x: backend.uniform((2,), generator=np.random.default_rng(0), like=x))(like)
+
+
 # PyTorch
 
 
@@ -859,6 +989,9 @@ CALLS = [
     ("random.standard_normal", 1, ("dtype",)),
     ("random.Generator.standard_normal", 2, ("dtype",)),
     ("random.RandomState.standard_normal", 2, ("dtype",)),
+    ("random.random_sample", 1, ("dtype",)),
+    ("random.Generator.random", 2, ("dtype",)),
+    ("random.RandomState.random_sample", 2, ("dtype",)),
     ("cuda.Device", 0, ()),
     ("cuda.Device", 1, ()),
     ("cuda.Device.__enter__", 1, ()),

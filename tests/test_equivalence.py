@@ -46,7 +46,7 @@ def loop(plan, entry, dtype, index=lambda entry, i: i):
             x0 = estimate(plan, row, state.x, output)
             state = update(plan, row, state, output, None if noise is None else entry.array(noise, dtype))
             state = State(entry.seal(state.x), tuple(map(entry.seal, state.memory)))
-            seen.append([entry.read(part) for part in (scaled, x0, state.x)])
+            seen.append([entry.read(part) for part in (scaled, x0, state.x, *state.memory)])
     return seen
 
 
@@ -63,7 +63,8 @@ def on_numpy(name, dtype):
 
 def check(found, expected):
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-        for name, a, b in zip(("scaled input", "estimate", "sample"), one, other, strict=True):
+        names = ("scaled input", "estimate", "sample", *["memory"] * (len(other) - 3))
+        for name, a, b in zip(names, one, other, strict=True):
             compare(a, b, ulp=BOUNDS["eager"].ulp, name=f"{name} after call {i}", signed_zeros=True)
 
 
@@ -127,7 +128,8 @@ def test_jax_compiled_agrees_within_a_bound(subject, entry, dtype):
     import jax
 
     plan = subject.plan(STEPS)
-    bound = BOUNDS["jit" if plan.noises == 0 and plan.threshold is None else "jit, more terms"].ulp
+    two_terms = plan.noises == plan.memories == 0 and plan.threshold is None
+    bound = BOUNDS["jit" if two_terms else "jit, more terms"].ulp
     constant = {0, 7, STEPS // 2, STEPS - 2, STEPS - 1}  # each is compiled by itself
     with entry.scope(dtype):
         traced = jax.jit(functools.partial(update, plan))
@@ -137,10 +139,11 @@ def test_jax_compiled_agrees_within_a_bound(subject, entry, dtype):
             output = model(plan, i, entry, state.x, dtype)
             noise = None if noise is None else entry.array(noise, dtype)
             eager = update(plan, i, state, output, noise)
-            arrays = [entry.read(part) for part in (state.x, output, *state.memory, noise) if part is not None]
-            scale = scale_of(plan, i, arrays)[0]
+            arrays = (state.x, output, *state.memory, *(() if noise is None else (noise,)))
+            scale = scale_of(plan, i, list(map(entry.read, arrays)))
             found = [traced(entry.index(i), state, output, noise)]
             found += [fixed(i, state, output, noise)] if i in constant else []
             for one in found:
-                compare(one.x, eager.x, scale=scale, ulp=bound, name=f"sample after call {i}")
+                for a, b, terms in zip((one.x, *one.memory), (eager.x, *eager.memory), scale, strict=True):
+                    compare(a, b, scale=terms, ulp=bound, name=f"state after call {i}")
             state = eager

@@ -14,6 +14,7 @@ from anystep import (
     Cosine,
     EDMSchedule,
     Euler,
+    EulerAncestral,
     Karras,
     Levels,
     RectifiedFlow,
@@ -81,6 +82,9 @@ SAMPLERS = {
     "DDIM, eta=1": (DDIM(eta=1.0), VP(), False),
     "DDIM, eta=0.5": (DDIM(eta=0.5), RectifiedFlow(), False),
     "DDIM, eta=1, x / alpha": (DDIM(eta=1.0), VP(), True),
+    "Euler ancestral": (EulerAncestral(), EDMSchedule(), True),
+    "Euler ancestral, vp": (EulerAncestral(), VP(), False),
+    "Euler ancestral, eta=0.5": (EulerAncestral(0.5), RectifiedFlow(), False),
     "Euler, churn": (Euler(s_churn=10.0, schedule=EDMSchedule()), EDMSchedule(), True),
     "Euler, churn, vp": (Euler(s_churn=10.0, s_tmin=0.05, s_tmax=10.0, schedule=VP()), VP(), True),
 }
@@ -167,7 +171,9 @@ def test_churn_arrives_at_the_data():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(), DDIM(eta=0.5), DDIM(eta=1.0), Euler()], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", [DDPM(), DDIM(), DDIM(eta=0.5), DDIM(eta=1.0), Euler(), EulerAncestral()], ids=repr
+)
 def test_one_point_as_data(sampler, steps):
     """The posterior's variance, and any smaller one with the rest kept as ε̂, give the right marginals at every level."""
     for schedule in (BetaSchedule.named("linear"), VP(), RectifiedFlow(), EDMSchedule()):

@@ -17,9 +17,11 @@ from hypothesis import given
 from anystep.schedulers._outputs import (
     DDIMSchedulerOutput,
     DDPMSchedulerOutput,
+    EulerAncestralDiscreteSchedulerOutput,
     EulerDiscreteSchedulerOutput,
     Lazy,
     LazyTuple,
+    LMSDiscreteSchedulerOutput,
     SchedulerOutput,
 )
 
@@ -281,7 +283,16 @@ def test_output_with_other_fields():
     assert SchedulerOutput(1).fields == ("prev_sample",) and not hasattr(SchedulerOutput(1), "derivative")
 
 
-@pytest.mark.parametrize("kind", [DDPMSchedulerOutput, DDIMSchedulerOutput, EulerDiscreteSchedulerOutput])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DDPMSchedulerOutput,
+        DDIMSchedulerOutput,
+        EulerDiscreteSchedulerOutput,
+        EulerAncestralDiscreteSchedulerOutput,
+        LMSDiscreteSchedulerOutput,
+    ],
+)
 def test_output_classes_of_two_fields(kind):
     out = kind(pred_original_sample=2, prev_sample=1)
     assert kind.fields == FIELDS and out.to_tuple() == (1, 2) and not hasattr(out, "__dict__")

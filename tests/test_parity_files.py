@@ -10,7 +10,15 @@ import torch
 from reference.float64_diffusers import float64_class
 from reference.trajectories import Case, distance, drive, oracle, original, quiet, subject
 
-NAMES = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler")
+# diffusers' LMS makes NumPy arrays of tensors when it is constructed.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+NAMES = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+)
 # Keys that say who wrote a config, not what is in it.
 WRITERS = {"_diffusers_version", "_anystep_version"}
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -28,6 +36,8 @@ CONFIGS = [
     ("EulerDiscreteScheduler", {}),
     ("EulerDiscreteScheduler", STABLE | KARRAS | {"timestep_spacing": "leading", "steps_offset": 1}),
     ("EulerDiscreteScheduler", V | {"timestep_type": "continuous", "sigma_max": 50.0}),
+    ("LMSDiscreteScheduler", STABLE | KARRAS | {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("EulerAncestralDiscreteScheduler", V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
 ]
 BETAS = np.geomspace(2e-4, 0.09, 50)
 with_files = pytest.mark.parametrize(("name", "config"), CONFIGS, ids=lambda value: str(value))
@@ -149,6 +159,8 @@ STARTS = {
     ],
     "DDPMScheduler": [{}, {"variance_type": "fixed_large", "clip_sample": False}],
     "EulerDiscreteScheduler": [{}, KARRAS | {"sigma_min": 0.01, "timestep_spacing": "leading"}],
+    "LMSDiscreteScheduler": [{}, KARRAS | V],
+    "EulerAncestralDiscreteScheduler": [{}, V | {"rescale_betas_zero_snr": True, "steps_offset": 1}],
 }
 
 
@@ -169,7 +181,7 @@ def test_chain_of_classes(tmp_path, chain, saved):
         assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("pair", CHAINS[:6], ids="-".join)
+@pytest.mark.parametrize("pair", [chain for chain in CHAINS if len(chain) == 2], ids="-".join)
 def test_ours_and_theirs_take_each_others_config(pair):
     """A pipeline swaps schedulers with `from_config(pipe.scheduler.config)`: whose config it is must not matter."""
     one, two = pair

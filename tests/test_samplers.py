@@ -12,6 +12,7 @@ from anystep import (
     BetaSchedule,
     EDMSchedule,
     Euler,
+    EulerAncestral,
     Exponential,
     Karras,
     Level,
@@ -64,6 +65,8 @@ SAMPLERS = {
     "DDIM, reestimated": DDIM(eta=0.6, reestimate_noise=True),
     "DDPM": DDPM(),
     "Euler": Euler(),
+    "Euler ancestral": EulerAncestral(),
+    "Euler ancestral, eta=0.4": EulerAncestral(0.4),
 }
 each_sampler = pytest.mark.parametrize("sampler", [pytest.param(s, id=n) for n, s in SAMPLERS.items()])
 each_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)

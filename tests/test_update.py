@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from anystep import Clip, DynamicThreshold, Plan, State, estimate, init, scale_input, update
 from anystep_conformance.compare import BOUNDS, compare, rounded
-from anystep_conformance.libraries import FLOATS, HALVES, WIDE, cases, library
+from anystep_conformance.libraries import FLOATS, HALVES, LIBRARIES, WIDE, cases, library
 from anystep_conformance.subjects import random_plan, scale_of
 
 quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +28,7 @@ plans = st.builds(
     seed=st.integers(0, 2**32 - 1),
 )
 SHAPE = (3, 2, 5)
+NAMES = ("numpy", "torch", "jax", "array_api_strict")
 
 
 class Call(NamedTuple):
@@ -219,6 +220,23 @@ def test_integers_of_every_width(entry, dtype, integers):
     compare(apply(plan, rows, given).x, apply(plan, entry.index([2, 0, 1]), given).x)
 
 
+@pytest.mark.parametrize("names", [("torch", "numpy"), ("jax", "torch"), *[(name, name) for name in NAMES]])
+def test_one_plan_serves_several_precisions_and_devices(names):
+    """What it keeps on a device for one of them is not taken for another."""
+    plan = random_plan(3, memories=1, seed=3, density=1.0)
+    places = [entry for entry in LIBRARIES if entry.module in names and entry.missing is None]
+    for _ in range(2):
+        for dtype in ("float32", "float64"):
+            for entry in places:
+                with entry.scope(dtype):
+                    given = call(entry, dtype, plan)
+                    twin = random_plan(3, memories=1, seed=3, density=1.0)
+                    compare(
+                        apply(plan, entry.index([2, 0, 1]), given).x,
+                        apply(twin, entry.index([2, 0, 1]), given).x,
+                    )
+
+
 # The shape
 
 
@@ -306,8 +324,8 @@ def test_the_next_sample_is_a_new_array(entry, dtype, source, threshold):
     """Even where the row passes a column on: the caller may write to it."""
     if entry.missing:
         pytest.skip(entry.missing)
-    row = np.stack([IDENTITIES[source], *np.eye(7)[3:6]])
-    plan = Plan([0], [1, 1], [1, 0], [1], [[0, 1]], row[None], threshold)
+    rows = np.stack([IDENTITIES[source], *np.eye(7)[3:6]]), np.ones((4, 7))  # the other row uses all columns
+    plan = Plan([1, 0], [1] * 3, [1] * 3, [1] * 2, [[0, 1]] * 2, np.stack(rows), threshold)
     given = call(entry, dtype, plan)
     for i in (0, entry.index(0), entry.index([0, 0, 0])):
         after = apply(plan, i, given).x
@@ -718,7 +736,6 @@ def test_noise_may_be_left_out_where_it_is_not_used():
         step(i=[0, 1], plan=QUIET)
 
 
-NAMES = ("numpy", "torch", "jax", "array_api_strict")
 MIXES = [(a, b) for a in NAMES for b in NAMES if a != b]
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "is_double",
     "normal",
     "refuse_generator",
+    "uniform",
     "view_index",
 ]
 
@@ -81,14 +82,48 @@ def normal(
     to the library: one seed gives the same noise everywhere. Any other generator goes to ``native``. ``join``
     concatenates rows.
     """
-    shape = tuple(shape)
     drawn = np.float64 if double else np.float32
 
-    def draw(shape: tuple[int, ...], generator: Any) -> Array:
-        if not isinstance(generator, _HOST):
-            return native(shape, generator)
+    def on_host(shape: tuple[int, ...], generator: Any) -> npt.NDArray[Any]:
         options = {"dtype": drawn} if isinstance(generator, np.random.Generator) else {}
-        return move(np.asarray(generator.standard_normal(shape, **options), dtype=drawn))
+        return np.asarray(generator.standard_normal(shape, **options), dtype=drawn)
+
+    return _each(tuple(shape), generator, on_host, native, move, join)
+
+
+def uniform(
+    shape: Sequence[int],
+    generator: Any,
+    *,
+    double: bool,
+    native: Callable[[tuple[int, ...], Any], Array],
+    move: Callable[[npt.NDArray[Any]], Array],
+    join: Callable[[list[Array]], Array],
+) -> Array:
+    """Uniform numbers in [0, 1); see `normal`."""
+
+    def on_host(shape: tuple[int, ...], generator: Any) -> npt.NDArray[Any]:
+        if isinstance(generator, np.random.Generator):
+            return np.asarray(generator.random(shape, dtype=np.float64 if double else np.float32))
+        draw = np.asarray(generator.random_sample(shape))
+        # Cut to the digits of float32, because rounding could give 1.
+        return draw if double else (np.floor(draw * 2**24) * 2.0**-24).astype(np.float32)
+
+    return _each(tuple(shape), generator, on_host, native, move, join)
+
+
+def _each(
+    shape: tuple[int, ...],
+    generator: Any,
+    on_host: Callable[[tuple[int, ...], Any], npt.NDArray[Any]],
+    native: Callable[[tuple[int, ...], Any], Array],
+    move: Callable[[npt.NDArray[Any]], Array],
+    join: Callable[[list[Array]], Array],
+) -> Array:
+    """Draws of one generator, or of one per sample."""
+
+    def draw(shape: tuple[int, ...], generator: Any) -> Array:
+        return move(on_host(shape, generator)) if isinstance(generator, _HOST) else native(shape, generator)
 
     if not isinstance(generator, (list, tuple)):
         return draw(shape, generator)

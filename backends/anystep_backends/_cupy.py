@@ -90,6 +90,26 @@ class _CuPy:
                 shape, generator, double=double, native=native, move=move, join=cupy.concatenate
             )
 
+    def uniform(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
+        """Draws of the generators that `normal` takes. ``index`` is not used."""
+        double = _common.is_double(like.dtype)
+        dtype = np.float64 if double else np.float32
+
+        def native(shape: tuple[int, ...], generator: Any) -> Array:
+            if generator is not None and not isinstance(generator, _GENERATORS):
+                make = "cupy.random.default_rng(seed)"
+                _common.refuse_generator(generator, "None, cupy.random.Generator", make)
+            if 0 in shape:  # nothing to launch
+                return cupy.empty(shape, dtype=dtype)
+            source = cupy.random if generator is None else generator
+            draw = getattr(source, "random_sample", None) or source.random  # a Generator has the latter alone
+            return draw(shape, dtype=dtype)
+
+        with like.device:
+            return _common.uniform(
+                shape, generator, double=double, native=native, move=cupy.asarray, join=cupy.concatenate
+            )
+
     def position(self, table: Array, entry: Array) -> int | None:
         """Index of a view into the table, from addresses: no value is read, so it never waits for the GPU."""
         if not isinstance(entry, cupy.ndarray) or table.ndim != 1 or entry.size != 1:

@@ -61,6 +61,19 @@ class _NumPy:
         double = _common.is_double(like.dtype)
         return _common.normal(shape, generator, double=double, native=native, move=move, join=np.concatenate)
 
+    def uniform(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
+        """Draws of the generators that `normal` takes. ``index`` is not used."""
+
+        def native(shape: tuple[int, ...], generator: Any) -> Array:
+            if generator is not None:
+                _common.refuse_generator(generator, "None", "numpy.random.default_rng(seed)")
+            return self.uniform(shape, generator=_common.default_generator(), like=like)
+
+        double = _common.is_double(like.dtype)
+        return _common.uniform(
+            shape, generator, double=double, native=native, move=np.asarray, join=np.concatenate
+        )
+
     def position(self, table: Array, entry: Array) -> int | None:
         """None: an entry of a NumPy array is a scalar, a copy that does not remember where it came from."""
         return None

@@ -57,6 +57,13 @@ class Backend(Protocol):
         """
         ...
 
+    def uniform(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
+        """Uniform numbers in [0, 1) on the device of ``like``; ``index`` as for `normal`.
+
+        float64 beside float64, else float32: rounded to half precision, some would be 1.
+        """
+        ...
+
     def position(self, table: Array, entry: Array) -> int | None:
         """Index of ``entry`` in the 1-d ``table`` if it is a view of it, without reading device memory."""
         ...

@@ -69,6 +69,20 @@ class _Strict:
         double = _common.is_double(like.dtype)
         return _common.normal(shape, generator, double=double, native=native, move=move, join=xp.concat)
 
+    def uniform(self, shape: Sequence[int], *, generator: Any, like: Array, index: int = 0) -> Array:
+        """Draws of the generators that `normal` takes. ``index`` is not used."""
+
+        def move(draw: npt.NDArray[Any]) -> Array:
+            return xp.asarray(draw, device=like.device)
+
+        def native(shape: tuple[int, ...], generator: Any) -> Array:
+            if generator is not None:
+                _common.refuse_generator(generator, "None", "numpy.random.default_rng(seed)")
+            return self.uniform(shape, generator=_common.default_generator(), like=like)
+
+        double = _common.is_double(like.dtype)
+        return _common.uniform(shape, generator, double=double, native=native, move=move, join=xp.concat)
+
     def position(self, table: Array, entry: Array) -> int | None:
         """None: the standard does not say whether an indexed array is a view."""
         return None

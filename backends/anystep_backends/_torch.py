@@ -16,6 +16,29 @@ from ._protocol import Backend
 __all__ = ["backend"]
 
 
+def _drawing(law: Any, device: torch.device, dtype: torch.dtype) -> tuple[bool, Any, Any]:
+    """Whether to draw in float64, how from torch's generators, and how to bring NumPy's draws here."""
+
+    def native(shape: tuple[int, ...], generator: Any) -> torch.Tensor:
+        if generator is None:
+            return law(shape, device=device, dtype=dtype)
+        if not isinstance(generator, torch.Generator):
+            make = f"torch.Generator({device.type!r}).manual_seed(seed)"
+            _common.refuse_generator(generator, "None, torch.Generator", make)
+        source = generator.device
+        if source.type not in ("cpu", device.type):
+            raise ValueError(
+                f"generator is on device={str(source)!r} and the sample on {str(device)!r}: expected a "
+                "generator there or on the CPU; make one with torch.Generator('cpu').manual_seed(seed)."
+            )
+        return law(shape, generator=generator, device=source, dtype=dtype).to(device)
+
+    def move(draw: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(draw).to(device=device, dtype=dtype)
+
+    return _common.is_double(dtype), native, move
+
+
 @final
 @dataclass(frozen=True)
 class _Torch:
@@ -64,27 +87,16 @@ class _Torch:
 
         A CPU generator draws on the CPU for any device, so that a seed gives the same image on all of them.
         """
-        device, dtype = like.device, like.dtype
-        double = _common.is_double(dtype)
-
-        def native(shape: tuple[int, ...], generator: Any) -> torch.Tensor:
-            if generator is None:
-                return torch.randn(shape, device=device, dtype=dtype)
-            if not isinstance(generator, torch.Generator):
-                make = f"torch.Generator({device.type!r}).manual_seed(seed)"
-                _common.refuse_generator(generator, "None, torch.Generator", make)
-            source = generator.device
-            if source.type not in ("cpu", device.type):
-                raise ValueError(
-                    f"generator is on device={str(source)!r} and the sample on {str(device)!r}: expected a "
-                    "generator there or on the CPU; make one with torch.Generator('cpu').manual_seed(seed)."
-                )
-            return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
-
-        def move(draw: npt.NDArray[Any]) -> torch.Tensor:
-            return torch.from_numpy(draw).to(device=device, dtype=dtype)
-
+        double, native, move = _drawing(torch.randn, like.device, like.dtype)
         return _common.normal(shape, generator, double=double, native=native, move=move, join=torch.cat)
+
+    def uniform(
+        self, shape: Sequence[int], *, generator: Any, like: torch.Tensor, index: int = 0
+    ) -> torch.Tensor:
+        """The draws of ``torch.rand``, from the generators that `normal` takes. ``index`` is unused."""
+        dtype = torch.float64 if _common.is_double(like.dtype) else torch.float32
+        double, native, move = _drawing(torch.rand, like.device, dtype)
+        return _common.uniform(shape, generator, double=double, native=native, move=move, join=torch.cat)
 
     def position(self, table: torch.Tensor, entry: Any) -> int | None:
         """Index of a view into the table, from storage offsets: no value is read, no device waited for.

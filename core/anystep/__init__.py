@@ -17,21 +17,54 @@ if TYPE_CHECKING:
     from anystep._draw import draw
     from anystep._update import State, estimate, init, scale_input, update
     from anystep.forward import add_noise, scale_noise, snr, target, velocity
+    from anystep.langevin import langevin_step, predictor_corrector
     from anystep.levels import Level, Levels
     from anystep.plan import Plan
     from anystep.predictions import EDM, Epsilon, Flow, Prediction, Sample, Score, Velocity
-    from anystep.samplers import DDIM, DDPM, Euler, Sampler
+    from anystep.repaint import inpaint, inpaint_step, resampling, undo_step
+    from anystep.samplers import (
+        DDIM,
+        DDPM,
+        IPNDM,
+        LMS,
+        PNDM,
+        Euler,
+        EulerAncestral,
+        EulerMaruyama,
+        Heun,
+        ReverseDiffusion,
+        Sampler,
+    )
     from anystep.sampling import sample
     from anystep.schedulers import (
         ConfigMixin,
         DDIMScheduler,
         DDPMScheduler,
+        EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler,
+        IPNDMScheduler,
         KarrasDiffusionSchedulers,
+        KarrasVeScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+        RePaintScheduler,
         SchedulerMixin,
         SchedulerOutput,
+        ScoreSdeVeScheduler,
+        ScoreSdeVpScheduler,
+        VQDiffusionScheduler,
     )
-    from anystep.schedules import VE, VP, BetaSchedule, Cosine, Crash, EDMSchedule, RectifiedFlow, Schedule
+    from anystep.schedules import (
+        VE,
+        VP,
+        BetaSchedule,
+        Cosine,
+        Crash,
+        EDMSchedule,
+        MaskAndReplace,
+        RectifiedFlow,
+        Schedule,
+    )
     from anystep.spacings import (
         Beta,
         Exponential,
@@ -51,14 +84,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "_draw": "draw",
     "forward": "add_noise scale_noise snr target velocity",
+    "langevin": "langevin_step predictor_corrector",
     "levels": "Level Levels",
     "plan": "Plan",
     "predictions": "EDM Epsilon Flow Prediction Sample Score Velocity",
-    "samplers": "DDIM DDPM Euler Sampler",
+    "repaint": "inpaint inpaint_step resampling undo_step",
+    "samplers": "DDIM DDPM Euler EulerAncestral EulerMaruyama Heun IPNDM LMS PNDM ReverseDiffusion Sampler",
     "sampling": "sample",
-    "schedulers": "ConfigMixin DDIMScheduler DDPMScheduler EulerDiscreteScheduler KarrasDiffusionSchedulers SchedulerMixin "
-    "SchedulerOutput",
-    "schedules": "VE VP BetaSchedule Cosine Crash EDMSchedule RectifiedFlow Schedule",
+    "schedulers": "ConfigMixin DDIMScheduler DDPMScheduler EulerAncestralDiscreteScheduler EulerDiscreteScheduler "
+    "IPNDMScheduler KarrasDiffusionSchedulers KarrasVeScheduler LMSDiscreteScheduler PNDMScheduler RePaintScheduler "
+    "SchedulerMixin SchedulerOutput VQDiffusionScheduler ScoreSdeVeScheduler ScoreSdeVpScheduler",
+    "schedules": "VE VP BetaSchedule Cosine Crash EDMSchedule MaskAndReplace RectifiedFlow Schedule",
     "spacings": "Beta Exponential Karras Leading Linspace Lu Shifted Sigmas Spacing Timesteps Trailing dynamic_shift",
     "thresholding": "Clip DynamicThreshold Threshold",
     "_update": "State estimate init scale_input update",

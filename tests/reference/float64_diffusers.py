@@ -131,7 +131,7 @@ def float64_module(name):
     source = Path(found.origin).read_text(encoding="utf-8")
     tree = ast.fix_missing_locations(_FloatIsDouble().visit(ast.parse(source, found.origin)))
     module = types.ModuleType(f"float64_{name}")
-    module.__package__ = "diffusers.schedulers"  # where the source's relative imports lead
+    module.__package__ = found.parent  # where the source's relative imports lead
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     exec(compile(tree, found.origin, "exec"), module.__dict__)
     module.torch, module.np = _TORCH, _NUMPY

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import fnmatch
 import importlib
+import inspect
 import math
 import sys
 import warnings
@@ -51,6 +52,11 @@ def original(name):
     return getattr(importlib.import_module("diffusers"), name)
 
 
+def takes_generator(name):
+    """Whether diffusers' step does."""
+    return "generator" in inspect.signature(original(name).step).parameters
+
+
 @dataclass(frozen=True)
 class Case:
     """One loop: a scheduler, its configuration, and how it is run."""
@@ -65,6 +71,7 @@ class Case:
     generators: int = 1  # one torch.Generator, or a list of one per sample
     variance_noise: bool = False
     oracle: dict = field(default_factory=dict)  # configuration in which diffusers says what it means to say
+    model: dict = field(default_factory=dict)  # what the model is beyond the configuration
 
     @property
     def id(self):
@@ -78,11 +85,27 @@ class Case:
     @property
     def draws(self):
         """Whether a step needs noise."""
-        return self.scheduler.startswith("DDPM") or bool({"eta", "s_churn"} & self.step.keys())
+        always = self.scheduler.startswith(("DDPM", "EulerAncestral"))
+        return always or bool({"eta", "s_churn"} & self.step.keys())
+
+    @property
+    def told(self):
+        """What the model is made from."""
+        return self.config | self.model
 
     @property
     def prediction(self):
-        return self.config.get("prediction_type", "epsilon")
+        return self.told.get("prediction_type", "epsilon")
+
+    @property
+    def explodes(self):
+        """Whether states are x / alpha."""
+        return self.scheduler.startswith(("Euler", "LMS"))
+
+    @property
+    def fractional(self):
+        """Whether timesteps are no integers."""
+        return self.explodes or self.scheduler.startswith("IPNDM")
 
 
 class Trajectory(NamedTuple):
@@ -150,13 +173,16 @@ class Denoiser:
     def __init__(self, config):
         self.prediction = config.get("prediction_type", "epsilon")
         self.continuous = config.get("timestep_type") == "continuous" and self.prediction == "v_prediction"
+        self.angular = config.get("timestep_type") == "angle"
         self.variance = config.get("variance_type", "")
         bar = alphas_cumprod(config)
         self.angle = np.arctan2(np.sqrt(1 - bar), np.sqrt(bar))
 
     def level(self, t):
         """(alpha, sigma) at a timestep, between the table's entries too."""
-        if self.continuous:
+        if self.angular:
+            angle = t * math.pi / 2
+        elif self.continuous:
             angle = math.atan(math.exp(4 * t))
         else:
             angle = float(np.interp(t, np.arange(len(self.angle)), self.angle))
@@ -216,7 +242,7 @@ def drive(scheduler, case, kind=torch.float32, drawn_in=torch.float32, seed=0, d
     Told `rounded`, a dtype: what passes between model and scheduler goes through it, timesteps through float32. Told
     `raw`: the oracle's learned variance is on its way.
     """
-    model, rounded, raw = Denoiser(case.config), told.get("rounded"), told.get("raw", False)
+    model, rounded, raw = Denoiser(case.told), told.get("rounded"), told.get("raw", False)
     through = (lambda array: array) if rounded is None else lambda array: array.to(rounded).to(kind)
     moved = {} if device is None else {"device": torch.device(device)}
     if case.steps is None:
@@ -232,7 +258,7 @@ def drive(scheduler, case, kind=torch.float32, drawn_in=torch.float32, seed=0, d
     else:
         x = through(noise * float(scheduler.init_noise_sigma))
     options = dict(case.step)
-    if not case.variance_noise and isinstance(kind, torch.dtype):
+    if takes_generator(case.scheduler) and not case.variance_noise and isinstance(kind, torch.dtype):
         generators = [torch.Generator().manual_seed(seed + 10 + row) for row in range(case.generators)]
         options["generator"] = generators if case.generators > 1 else generators[0]
     run = Trajectory([wide(x)], [], [])
@@ -244,7 +270,8 @@ def drive(scheduler, case, kind=torch.float32, drawn_in=torch.float32, seed=0, d
         out = scheduler.step(output, t, x, **options)
         x = through(out.prev_sample)
         run.samples.append(wide(x))
-        run.estimates.append(wide(out.pred_original_sample))
+        if "pred_original_sample" in out:
+            run.estimates.append(wide(out.pred_original_sample))
         run.timesteps.append(float(t))
     return run
 
@@ -262,16 +289,16 @@ def oracle(case, drawn_in=torch.float32, seed=0, rounded=None):
 def scales(case, reference):
     """What an error is relative to: one number for each state and one for each estimate."""
     size = lambda array: float(array.abs().max())
-    explodes = case.scheduler.startswith("Euler")
-    model = Denoiser(case.config)
-    signal = [1.0 if explodes else model.level(t)[0] for t in reference.timesteps] + [1.0]
+    model = Denoiser(case.told)
+    signal = [1.0 if case.explodes else model.level(t)[0] for t in reference.timesteps] + [1.0]
     states, estimates = [size(reference.samples[0])], []
     amplifies = case.prediction == "epsilon"
-    for i, clean in enumerate(reference.estimates):
+    for i in range(len(reference.timesteps)):
         entered = size(reference.samples[i]) / (signal[i] if amplifies else 1.0)
         left = size(reference.samples[i + 1])
         states.append(max(left, entered * (signal[i + 1] if amplifies else 1.0)))
-        estimates.append(max(size(clean), entered if amplifies else 0.0))
+        if reference.estimates:
+            estimates.append(max(size(reference.estimates[i]), entered if amplifies else 0.0))
     return states, estimates
 
 
@@ -358,7 +385,7 @@ def check_float64(case, bound=1e-12):
     with quiet():
         reference = oracle(case, drawn_in=torch.float64)
     kinds = [(torch.float64, None)]
-    if not case.scheduler.startswith("Euler"):
+    if not case.fractional:
         kinds += [(torch.float64, "cpu")]
     if case.variance_noise or not case.draws:
         kinds += [(np.float64, None)]
@@ -383,17 +410,18 @@ def check_half(case, dtype, positions=(0, 10, 17, 19), twice=()):
         scheduler.set_timesteps(case.steps, **moved)
         t = scheduler.timesteps[position]
         scheduler.scale_model_input(one, t)
-        return scheduler.step(two, t, one, generator=torch.Generator().manual_seed(4), **case.step)
+        drawn = {"generator": torch.Generator().manual_seed(4)} if takes_generator(case.scheduler) else {}
+        return scheduler.step(two, t, one, **drawn, **case.step)
 
     for position in positions:
         with quiet(), noise_drawn_in(dtype):
             exact = single(float64_class(case.scheduler), position, x.double(), output.double())
             theirs = single(original(case.scheduler), position, x, output)
         mine = single(subject(case.scheduler), position, x, output, device=torch.device("cpu"))
-        amplifies = case.prediction == "epsilon" and not case.scheduler.startswith("Euler")
-        level = Denoiser(case.config).level(position_t(case, position))[0] if amplifies else 1.0
+        amplifies = case.prediction == "epsilon" and not case.explodes
+        level = Denoiser(case.told).level(position_t(case, position))[0] if amplifies else 1.0
         size = float(x.abs().max())
-        for name in ("prev_sample", "pred_original_sample"):
+        for name in list(exact):
             got, truth = getattr(mine, name), getattr(exact, name)
             assert name != "prev_sample" or got.dtype == dtype, f"{name} is {got.dtype}"
             error = (got.double() - truth).abs()
@@ -499,7 +527,8 @@ def check_plants(case):
             torch.randn(1, generator=generator)
             return super().step(model_output, timestep, sample, generator=generator, **options)
 
-    for spoiled in [planted(spoil) for spoil in (states, last_state, estimates, not_a_number)] + [MoreNoise]:
+    spoils = [states, last_state, not_a_number] + [estimates] * bool(oracle(case).estimates)
+    for spoiled in [planted(spoil) for spoil in spoils] + [MoreNoise] * case.draws:
         with quiet():
             figures = compare(case, spoiled)
         try:
@@ -514,8 +543,8 @@ def check_plants(case):
 
 def cases():
     """Every case of every facade, as the tests run them."""
-    names = ("test_parity_ddim", "test_parity_ddpm", "test_parity_euler")
-    return [case for name in names for case in importlib.import_module(name).CASES]
+    names = ["ddim", "ddpm", "euler", "euler_ancestral", "lms", "ipndm"]
+    return [case for name in names for case in importlib.import_module(f"test_parity_{name}").CASES]
 
 
 def table(package, each=False):

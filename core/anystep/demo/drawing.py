@@ -1,5 +1,6 @@
 """Digits drawn by the demo model through any scheduler, on any backend."""
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 import anystep
 from anystep._array import backend
-from anystep.demo import digits
+from anystep.demo import digits, processes
 
 __all__ = ["SCHEDULERS", "Drawing", "draw_digits", "grid"]
 
@@ -17,8 +18,14 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "karras_ve": "KarrasVeScheduler",
+    "sde_ve": "ScoreSdeVeScheduler",
+    "sde_vp": "ScoreSdeVpScheduler",
 }
-"""Short names of the classes that `draw_digits` knows; every one takes the model's config as it is."""
+"""Short names of the classes that `draw_digits` knows; all but those on another process take the model's config as it is."""
 
 
 class Drawing(NamedTuple):
@@ -91,19 +98,34 @@ def draw_digits(
         raise ValueError(f"count={count}, classes={list(classes)}: expected at least one digit to draw.")
     lib, model = backend(backend_name), digits.load()
     place = lib.device(device)
-    stepper = getattr(anystep, SCHEDULERS[scheduler]).from_config(digits.scheduler_config())
+    other = processes.LOOPS.get(scheduler)
+    config = digits.scheduler_config() if other is None else other.config
+    stepper = getattr(anystep, SCHEDULERS[scheduler]).from_config(config)
+    stepper = stepper if other is None else stepper.corrected()
     stepper.set_timesteps(steps)
     labels = np.resize(np.asarray(classes, dtype=np.int64), count)
     wanted = lib.asarray(labels.astype(np.int32), device=place)
     rng = np.random.default_rng(seed)
-    start = rng.standard_normal((count, 1, 8, 8), dtype=np.float32) * np.float32(stepper.init_noise_sigma)
+    start = rng.standard_normal((count, 1, 8, 8), dtype=np.float32) * np.float32(
+        getattr(stepper, "init_noise_sigma", 1)
+    )
     x = lib.asarray(start, dtype=dtype, device=place)
     begin = time.perf_counter()
-    for t in progress(stepper.timesteps):
-        output = model.guided(stepper.scale_model_input(x, t), float(t), wanted, guidance)
-        x = stepper.step(output, t, x, generator=rng).prev_sample
+    calls, times = 0, progress(stepper.timesteps)
+
+    def called(x: Any, t: float) -> Any:
+        nonlocal calls
+        calls += 1 if guidance == 1 else 2
+        return model.guided(x, t, wanted, guidance)
+
+    if other is not None:
+        x = other.run(stepper, x, processes.noise_model(called), rng, times)
+    else:
+        drawn = {"generator": rng} if "generator" in inspect.signature(stepper.step).parameters else {}
+        for t in times:
+            output = called(stepper.scale_model_input(x, t), float(t))
+            x = stepper.step(output, t, x, **drawn).prev_sample
     images = np.asarray(lib.to_numpy(x), dtype=np.float32)
-    calls = len(stepper.timesteps) * (1 if guidance == 1 else 2)
     return Drawing(images, labels, steps, calls, time.perf_counter() - begin)
 
 

@@ -63,3 +63,13 @@ def added_std(levels: Levels) -> Float64:
     """Standard deviation of the noise that the forward process adds from ``nxt`` to ``cur``."""
     kept = levels.cur.alpha_t / levels.nxt.alpha_t
     return np.sqrt(np.maximum(levels.cur.sigma_t**2 - (kept * levels.nxt.sigma_t) ** 2, 0.0))
+
+
+def from_estimate(rows: Float64, calls: Levels) -> Float64:
+    """Rows with every ε̂ made of x and x̂₀, so that a bound on x̂₀ bounds it too; ``calls`` are the levels of the rows."""
+    table = rows.copy()
+    noise = table[:, :, 1].copy()
+    table[:, :, 1] = 0.0
+    table[:, :, 0] += noise / calls.cur.sigma_t[:, None]
+    table[:, :, 2] -= noise * (calls.cur.alpha_t / calls.cur.sigma_t)[:, None]
+    return table

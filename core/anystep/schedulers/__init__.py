@@ -8,14 +8,32 @@ from anystep.schedulers._mixin import KarrasDiffusionSchedulers, SchedulerMixin
 from anystep.schedulers._outputs import SchedulerOutput
 from anystep.schedulers.ddim import DDIMScheduler
 from anystep.schedulers.ddpm import DDPMScheduler
+from anystep.schedulers.euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from anystep.schedulers.euler_discrete import EulerDiscreteScheduler
+from anystep.schedulers.ipndm import IPNDMScheduler
+from anystep.schedulers.karras_ve import KarrasVeScheduler
+from anystep.schedulers.lms_discrete import LMSDiscreteScheduler
+from anystep.schedulers.pndm import PNDMScheduler
+from anystep.schedulers.repaint import RePaintScheduler
+from anystep.schedulers.sde_ve import ScoreSdeVeScheduler
+from anystep.schedulers.sde_vp import ScoreSdeVpScheduler
+from anystep.schedulers.vq_diffusion import VQDiffusionScheduler
 
 __all__ = [
     "ConfigMixin",
     "DDIMScheduler",
     "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "IPNDMScheduler",
     "KarrasDiffusionSchedulers",
+    "KarrasVeScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "RePaintScheduler",
     "SchedulerMixin",
     "SchedulerOutput",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
+    "VQDiffusionScheduler",
 ]

@@ -30,8 +30,8 @@ def diffusers_timesteps(config: Any, steps: int, *, rounded: bool, corrected: bo
         return leading(train, steps, config["steps_offset"])
     if spacing == "trailing":
         return trailing(train, steps)
-    if steps == 1 and not corrected:
-        return np.zeros(1)
+    if steps == 1:
+        return np.asarray([train - 1.0 if corrected else 0.0])
     # Beyond T the fractional grid of the sigma classes goes on; integers cannot.
     return np.linspace(0, train - 1, steps)[::-1] if not rounded else linspace(train, steps)
 
@@ -77,8 +77,18 @@ class AlphaFacade(Facade):
         """Timestep that each step ends at, host integers; negative means the clean end."""
 
     @property
+    def final_alpha_cumprod(self) -> Any:
+        """alpha² at the end of the last step."""
+        return self._export(self._final_alpha_cumprod)
+
+    @property
     def _final_alpha_cumprod(self) -> float:
-        return 1.0
+        return 1.0 if self.config.get("set_alpha_to_one", True) else float(self._schedule.alphas_cumprod[0])
+
+    @property
+    def _plan_times(self) -> Any:
+        """Timestep of each row of a plan."""
+        return self._times
 
     def _plan(self, sampler: Sampler, timestep: int) -> tuple[Plan, int]:
         """The plan of a sampler and the row of a timestep.
@@ -86,8 +96,8 @@ class AlphaFacade(Facade):
         One that is not in ``timesteps`` gets a plan of its own.
         """
         if sampler not in self._plans:
-            plan = self._make_plan(sampler, self._times)
-            self._plans[sampler] = plan, {int(t): i for i, t in enumerate(self._times)}
+            times = self._plan_times
+            self._plans[sampler] = self._make_plan(sampler, times), {int(t): i for i, t in enumerate(times)}
         plan, index = self._plans[sampler]
         if timestep in index:
             return plan, index[timestep]
@@ -97,17 +107,22 @@ class AlphaFacade(Facade):
 
     def _make_plan(self, sampler: Sampler, timesteps: Any) -> Plan:
         return sampler.plan(
-            self._levels(timesteps), prediction(self.config["prediction_type"]), self._threshold
+            self._levels(timesteps),
+            prediction(self.config.get("prediction_type", "epsilon")),
+            self._threshold,
         )
 
     def _levels(self, timesteps: Any) -> Levels:
-        previous = self._previous(timesteps)
+        return Levels(self._schedule.level(timesteps), self._ends(self._previous(timesteps)))
+
+    def _ends(self, previous: Any) -> Level:
+        """Levels at which steps end; a negative timestep is the clean end."""
         ends = previous < 0
         nxt = self._schedule.level(np.where(ends, 0, previous))
         final = self._final_alpha_cumprod
         alpha_t = np.where(ends, final**0.5, nxt.alpha_t)
         sigma_t = np.where(ends, (1 - final) ** 0.5, nxt.sigma_t)
-        return Levels(self._schedule.level(timesteps), Level(previous, alpha_t, sigma_t))
+        return Level(previous, alpha_t, sigma_t)
 
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """The sample itself: the model takes it as it is."""

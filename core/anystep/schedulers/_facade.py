@@ -4,7 +4,9 @@ From config to parts, tables handed out, noise drawn. No mathematics.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +20,7 @@ from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
 from anystep.schedules import BETAS, BetaSchedule
 from anystep.thresholding import Clip, DynamicThreshold, Threshold
 
-__all__ = ["AnyFacade", "Facade", "answer"]
+__all__ = ["AnyFacade", "Facade", "answer", "as_number"]
 
 
 class AnyFacade(SchedulerMixin, ConfigMixin):
@@ -39,8 +41,14 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
 
         Called by the constructor and whenever the config is replaced.
         """
-        _check_config(self.config)
+        _check_config(self._options)
         self._reset()
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        """The config's keys that this class has: others travel with a config, and are not heeded."""
+        known = _keys(type(self))
+        return {key: value for key, value in self.config.items() if key in known}
 
     def _reset(self) -> None:
         """Forget plans; keep timesteps if they were set."""
@@ -109,18 +117,15 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
 
     def _number(self, timestep: Any) -> float:
         """A timestep as a number, without reading a device where it is an entry of ``timesteps``."""
-        if isinstance(timestep, int | float | np.number):
-            return float(timestep)
-        found = backend_of(timestep)
-        position = None if found is None or self._target is None else found.position(self.timesteps, timestep)
-        if position is not None:
-            return float(self._times[position])
-        values = host(timestep)
-        if values.size != 1:
-            raise ValueError(
-                f"timestep has shape {values.shape}: expected one number for the whole batch; see anystep.update."
-            )
-        return float(values.reshape(()))
+        position = self._position(timestep, self.timesteps)
+        return float(self._times[position]) if position is not None else as_number("timestep", timestep)
+
+    def _position(self, value: Any, table: Any) -> int | None:
+        """Where a value lies in a table that was handed out, if it says so without being read."""
+        found = (
+            None if self._target is None or isinstance(value, int | float | np.number) else backend_of(value)
+        )
+        return None if found is None else found.position(table, value)
 
     def _commit(self, device: Any, build: Callable[[Any], Any], **changes: Any) -> None:
         """Make changes on a copy, build what follows from them there, and take them over only if nothing was
@@ -139,7 +144,7 @@ class Facade(AnyFacade):
     """Abstract base of schedulers on a table of betas."""
 
     def _configured(self) -> None:
-        _check_config(self.config)
+        _check_config(self._options)
         self._schedule = self._build_schedule()
         self._reset()
 
@@ -156,7 +161,7 @@ class Facade(AnyFacade):
             )
         return (
             schedule.rescaled_to_zero_terminal_snr(self._terminal)
-            if config.get("rescale_betas_zero_snr")
+            if self._options.get("rescale_betas_zero_snr")
             else schedule
         )
 
@@ -185,10 +190,10 @@ class Facade(AnyFacade):
 
     @property
     def _threshold(self) -> Threshold | None:
-        config = self.config
+        config = self._options
         if config.get("thresholding"):
             return DynamicThreshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
-        return Clip(config["clip_sample_range"]) if config.get("clip_sample") else None
+        return Clip(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
 
 
 def answer(
@@ -197,6 +202,25 @@ def answer(
     """What `step` returns, with the estimate of the clean sample computed when it is read."""
     lazy = Lazy(make_estimate)
     return kind(prev_sample, lazy) if return_dict else LazyTuple((prev_sample, lazy))
+
+
+def as_number(name: str, value: Any) -> float:
+    """One number, read from the device if it lies there."""
+    if isinstance(value, int | float | np.number):
+        return float(value)
+    values = host(value)
+    if values.size != 1:
+        raise ValueError(
+            f"{name} has shape {values.shape}: expected one number for the whole batch; see anystep.update."
+        )
+    return float(values.reshape(()))
+
+
+@cache
+def _keys(cls: type) -> frozenset[str]:
+    """Config keys of a class and its bases."""
+    inits = (base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and base is not object)
+    return frozenset(name for init in inits for name in inspect.signature(init).parameters)
 
 
 def choice(name: str, value: Any, options: Any, error: type[Exception] = ValueError) -> None:
@@ -238,6 +262,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
             isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value
         ):
             raise ValueError(f"{name}={value!r}: expected a number.")
+    if "num_train_timesteps" not in config:
+        return
     count = integer("num_train_timesteps", config["num_train_timesteps"], 1, 10**7)
     integer("steps_offset", config.get("steps_offset", 0), -count, count - 1)
 

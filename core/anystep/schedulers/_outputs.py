@@ -11,10 +11,16 @@ from typing import Any, ClassVar, cast
 __all__ = [
     "DDIMSchedulerOutput",
     "DDPMSchedulerOutput",
+    "EulerAncestralDiscreteSchedulerOutput",
     "EulerDiscreteSchedulerOutput",
+    "KarrasVeOutput",
+    "LMSDiscreteSchedulerOutput",
     "Lazy",
     "LazyTuple",
+    "RePaintSchedulerOutput",
     "SchedulerOutput",
+    "SdeVeOutput",
+    "VQDiffusionSchedulerOutput",
 ]
 
 
@@ -228,3 +234,50 @@ class EulerDiscreteSchedulerOutput(SchedulerOutput):
     __slots__ = ()
     fields = ("prev_sample", "pred_original_sample")
     pred_original_sample: Any
+
+
+class EulerAncestralDiscreteSchedulerOutput(SchedulerOutput):
+    """`prev_sample`, and `pred_original_sample`: the clean sample as estimated at this level."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "pred_original_sample")
+    pred_original_sample: Any
+
+
+class LMSDiscreteSchedulerOutput(SchedulerOutput):
+    """`prev_sample`, and `pred_original_sample`: the clean sample as estimated at this level."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "pred_original_sample")
+    pred_original_sample: Any
+
+
+class RePaintSchedulerOutput(SchedulerOutput):
+    """`prev_sample`, and `pred_original_sample`: the clean sample as estimated at this level."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "pred_original_sample")
+    pred_original_sample: Any
+
+
+class VQDiffusionSchedulerOutput(SchedulerOutput):
+    """`prev_sample`: the tokens of the timestep before."""
+
+    __slots__ = ()
+
+
+class KarrasVeOutput(SchedulerOutput):
+    """`prev_sample`; `derivative`, ε at the start of the step; and `pred_original_sample`, the clean sample as estimated."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "derivative", "pred_original_sample")
+    derivative: Any
+    pred_original_sample: Any
+
+
+class SdeVeOutput(SchedulerOutput):
+    """`prev_sample`, and `prev_sample_mean`: the same without the noise that was added."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "prev_sample_mean")
+    prev_sample_mean: Any

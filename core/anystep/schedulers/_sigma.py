@@ -35,7 +35,7 @@ class SigmaFacade(IndexedFacade, Facade):
     is_scale_input_called: bool = False
 
     def _configured(self) -> None:
-        flags = [name for name in _RESPACINGS if self.config.get(f"use_{name}_sigmas")]
+        flags = [name for name in _RESPACINGS if self._options.get(f"use_{name}_sigmas")]
         if len(flags) > 1:
             raise ValueError(
                 f"use_{flags[0]}_sigmas and use_{flags[1]}_sigmas are both set: at most one can respace the sigmas."
@@ -130,11 +130,11 @@ class SigmaFacade(IndexedFacade, Facade):
 
     @property
     def _respacing(self) -> str | None:
-        return next((name for name in _RESPACINGS if self.config.get(f"use_{name}_sigmas")), None)
+        return next((name for name in _RESPACINGS if self._options.get(f"use_{name}_sigmas")), None)
 
     def _respaced(self, name: str, sigmas: Float64, steps: int) -> Float64:
         """Karras, exponential or beta levels between the same ends, or the config's."""
-        low, high = (self.config[key] if key in self._ends else None for key in ("sigma_min", "sigma_max"))
+        low, high = (self._end(key) for key in ("sigma_min", "sigma_max"))
         low = float(sigmas[-1]) if low is None else float(low)
         high = float(sigmas[0]) if high is None else float(high)
         if not 0 < low <= high < np.inf or (low == high and steps > 1):
@@ -144,21 +144,25 @@ class SigmaFacade(IndexedFacade, Facade):
     _ends: ClassVar[tuple[str, ...]] = ()
     """Config keys that override the ends of respaced sigmas."""
 
+    def _end(self, key: str) -> Any:
+        """What overrides an end of respaced sigmas, or None."""
+        return self.config[key] if key in self._ends else None
+
     @property
     def _last_sigma(self) -> float:
-        return self._schedule.sigma_min if self.config.get("final_sigmas_type") == "sigma_min" else 0.0
+        return self._schedule.sigma_min if self._options.get("final_sigmas_type") == "sigma_min" else 0.0
 
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         """What the model is told at each level."""
         return times
 
-    def _take(self, steps: int, times: Float64, chain: Float64, device: Any) -> None:
+    def _take(self, steps: int, times: Float64, chain: Float64, device: Any, **changes: Any) -> None:
         """Take over new levels, if a plan can be made of them, and begin anew."""
         if not (chain[: len(times)] > 0).all():
             raise ValueError(
                 "sigma is 0 at a level where the model is called: only the final level may have no noise."
             )
-        self._take_over(device, num_inference_steps=steps, _times=times, _sigmas=chain)
+        self._take_over(device, num_inference_steps=steps, _times=times, _sigmas=chain, **changes)
 
     def _custom_sigmas(self, sigmas: Any) -> Float64:
         values = np.asarray(host(sigmas), dtype=np.float64)

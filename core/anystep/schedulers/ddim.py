@@ -107,15 +107,6 @@ class DDIMScheduler(AlphaFacade):
         """
         self._set(num_inference_steps, self._spaced(num_inference_steps), device, DDIM())
 
-    @property
-    def final_alpha_cumprod(self) -> Any:
-        """alpha² at the end of the last step."""
-        return self._export(self._final_alpha_cumprod)
-
-    @property
-    def _final_alpha_cumprod(self) -> float:
-        return 1.0 if self.config["set_alpha_to_one"] else float(self._schedule.alphas_cumprod[0])
-
     def _previous(self, timesteps: Any) -> Any:
         if "ddim-previous-timestep" in self._corrections:
             return self._next_of(timesteps)

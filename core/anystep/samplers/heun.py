@@ -1,0 +1,124 @@
+"""Heun's method with churn (Karras et al. 2022), second order."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from anystep._array import Float64
+from anystep.levels import Level, Levels
+from anystep.plan import Plan, compose
+from anystep.predictions import Prediction, prediction
+from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers.euler import Euler
+from anystep.schedules import Schedule
+from anystep.thresholding import Threshold
+
+__all__ = ["Heun"]
+
+X, NOISE, X0, START, SLOPE, FRESH = range(6)
+"""Columns; a memory's row is its column less 2."""
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """x_nxt = x + (sigma_nxt - sigma_cur) (ε̂ + ε̂') / 2, where alpha = 1.
+
+    ε̂ = (x - x̂₀) / sigma_cur as in `Euler`, whose step gives x', and ε̂' is the same of x' at sigma_nxt: two model calls a step.
+    In any coordinates: (alpha_nxt / alpha_cur) x + (sigma_nxt - alpha_nxt / alpha_cur sigma_cur) (ε̂ + ε̂') / 2.
+
+    Parameters
+    ----------
+    s_churn, s_tmin, s_tmax, s_noise, schedule
+        Noise added before a step, as for `Euler`; s_churn = 0 is the ODE.
+
+    Raises
+    ------
+    ValueError
+        As `Euler`.
+
+    Notes
+    -----
+    A row is a model call, and N steps are 2 N - 1 calls: the last step, at whose end no model is called, is Euler's; so is a
+    first one from pure noise (alpha_t = 0), which has no κ. Neither lowers the order. The memories are x at the start of the step
+    and ε̂ there.
+
+    References
+    ----------
+    Tero Karras, Miika Aittala, Timo Aila, Samuli Laine. Elucidating the Design Space of Diffusion-Based Generative Models, 2022,
+    https://arxiv.org/abs/2206.00364, algorithm 2; without churn, algorithm 1 for sigma(t) = t.
+
+    Examples
+    --------
+    >>> levels = Levels.chain([2, 1, 0], [1, 1, 1], [4.0, 2.0, 0.0])
+    >>> plan = Heun().plan(levels, "epsilon")
+    >>> plan.sigma.tolist(), plan.folded[1, 0].tolist()  # the correction: start - (ε of before + ε)
+    ([4.0, 2.0, 2.0, 0.0], [0.0, -1.0, 0.0, 1.0, -1.0])
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = np.inf
+    s_noise: float = 1.0
+    schedule: Schedule | None = None
+    order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _ = self._euler
+
+    @property
+    def _euler(self) -> Euler:
+        """The method that is corrected, with its range checks."""
+        return Euler(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.schedule)
+
+    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
+        """See `Sampler.plan`: a row for each model call; with churn, first calls are at the raised levels."""
+        calls, rows = self.calls(levels), self.rows(levels)
+        if threshold is not None:
+            rows = from_estimate(rows, calls)
+        return compose(calls, prediction(predicts), rows, threshold)
+
+    def calls(self, levels: Levels) -> Levels:
+        """The level of each model call, and the level that x is at after it."""
+        step, second = _order(levels)
+        raised = self._euler.raised(levels)
+        first, end = raised.cur, levels.nxt
+
+        def pick(one: Float64, other: Float64) -> Float64:
+            return np.where(
+                second, np.broadcast_to(other, levels.steps)[step], np.broadcast_to(one, levels.steps)[step]
+            )
+
+        cur = Level(pick(first.t, end.t), pick(first.alpha_t, end.alpha_t), pick(first.sigma_t, end.sigma_t))
+        # A step's end is the next one's start before it is raised.
+        return Levels(cur, end[step], pick(raised.scale, np.append(levels.scale[1:], levels.scale[-1])))
+
+    def rows(self, levels: Levels) -> Float64:
+        """Coefficients of (x, ε̂, x̂₀, start, slope, z), a row for each model call."""
+        raised = self._euler.raised(levels)
+        predicted = self._euler.rows(raised)[:, 0]
+        cur, nxt = raised.cur, raised.nxt
+        step, second = _order(levels)
+        rows = np.zeros((len(step), 3, predicted.shape[1] + 2))
+        for row, i, corrects in zip(rows, step, second, strict=True):
+            row[START - 2, START if corrects else X] = 1.0
+            row[SLOPE - 2, SLOPE if corrects else NOISE] = 1.0
+            if corrects:
+                carry = nxt.alpha_t[i] / cur.alpha_t[i]
+                row[0, START] = carry
+                row[0, [NOISE, SLOPE]] = (nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2
+            else:
+                row[0, :START] = predicted[i, :START]
+        # Noise that raises the next step is added where this one ends.
+        last = np.append(step[1:] != step[:-1], True)
+        rows[last, 0, FRESH:] = predicted[step[last], START:]
+        return rows
+
+
+def _order(levels: Levels) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """The step of each model call, and whether it is the step's second."""
+    corrected = np.asarray(levels.cur.alpha_t) > 0
+    corrected[-1] = False
+    step = np.repeat(np.arange(levels.steps), 1 + corrected)
+    return step, np.append(False, step[1:] == step[:-1])

@@ -1,0 +1,260 @@
+"""`LMSDiscreteScheduler`, `IPNDMScheduler` and `EulerAncestralDiscreteScheduler` on any array: types, errors, copies, devices."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anystep import (
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
+)
+from anystep._array import backend, kind
+
+FACADES = [LMSDiscreteScheduler, IPNDMScheduler, EulerAncestralDiscreteScheduler]
+each = pytest.mark.parametrize("cls", FACADES)
+ARRAYS = [
+    ("numpy", None, ("float16", "bfloat16", "float32", "float64")),
+    ("torch", None, ("float16", "bfloat16", "float32", "float64")),
+    ("jax", None, ("float16", "bfloat16", "float32")),
+    ("array_api_strict", None, ("float32", "float64")),
+    ("array_api_strict", "device1", ("float32", "float64")),
+]
+CELLS = [(name, device, dtype) for name, device, dtypes in ARRAYS for dtype in dtypes]
+X = np.zeros((2, 3, 4, 4), dtype=np.float32)
+
+
+def drawn(cls, rng):
+    return {"generator": rng} if cls is EulerAncestralDiscreteScheduler else {}
+
+
+def advance(scheduler, t, x, rng):
+    """One step of a loop; NumPy promotes bfloat16 * 0.5, so the output is cast back."""
+    output = kind(x).xp.astype(scheduler.scale_model_input(x, t) * 0.5, x.dtype)
+    return scheduler.step(output, t, x, **drawn(type(scheduler), rng))
+
+
+def trajectory(cls, name="numpy", device=None, dtype="float32", steps=6, **config):
+    lib, rng = backend(name), np.random.default_rng(3)
+    scheduler = cls(**config)
+    scheduler.set_timesteps(steps)
+    start = rng.standard_normal(X.shape, dtype=np.float32) * np.float32(scheduler.init_noise_sigma)
+    x = lib.asarray(start, dtype=dtype, device=lib.device(device))
+    run = [x]
+    for t in scheduler.timesteps:
+        result = advance(scheduler, t, x, rng)
+        x = result.prev_sample
+        run += [x] if cls is IPNDMScheduler else [x, result.pred_original_sample]
+    return run
+
+
+@pytest.mark.parametrize(("name", "device", "dtype"), CELLS)
+@each
+def test_same_array_out_and_equal_bits(cls, name, device, dtype):
+    run, reference = trajectory(cls, name, device, dtype), trajectory(cls, "numpy", None, dtype)
+    lib = backend(name)
+    for array, expected in zip(run, reference, strict=True):
+        assert type(array) is type(run[0])
+        assert array.dtype == run[0].dtype
+        assert str(getattr(array, "device", "cpu")) == str(getattr(run[0], "device", "cpu"))
+        np.testing.assert_array_equal(lib.to_numpy(array), backend("numpy").to_numpy(expected))
+
+
+@each
+def test_a_step_reads_nothing_from_the_device(cls):
+    """On PyTorch's meta device every attempt to read a value raises."""
+    scheduler = cls()
+    scheduler.set_timesteps(6, device=torch.device("meta"))
+    x = torch.empty(X.shape, device="meta")
+    for t in scheduler.timesteps:
+        result = advance(scheduler, t, x, None)
+        x = result.prev_sample
+    assert x.device.type == "meta" and result[-1].device.type == "meta"
+
+
+@each
+def test_tables_are_handed_out_in_the_library_asked_for(cls):
+    scheduler = cls()
+    names = ["timesteps", "betas", "alphas"] + ["sigmas"] * (cls is not IPNDMScheduler)
+    for device, wanted in [
+        (None, np.ndarray),
+        (torch.device("cpu"), torch.Tensor),
+        (jax.devices()[0], jax.Array),
+    ]:
+        scheduler.set_timesteps(4, device=device)
+        assert all(isinstance(getattr(scheduler, name), wanted) for name in names)
+    assert scheduler.timesteps.dtype == jnp.float32
+    assert cls().timesteps.dtype == np.float64
+
+
+def test_the_estimate_is_computed_only_when_it_is_read(monkeypatch):
+    for module in ("lms_discrete", "euler_ancestral_discrete"):
+        calls, home = [], f"anystep.schedulers.{module}.estimate"
+        monkeypatch.setattr(home, lambda *args, calls=calls: calls.append(1) or args[2])
+    for cls in (LMSDiscreteScheduler, EulerAncestralDiscreteScheduler):
+        scheduler = cls()
+        scheduler.set_timesteps(2)
+        for return_dict in (True, False):
+            t = scheduler.timesteps[scheduler.step_index or 0]
+            scheduler.scale_model_input(X, t)
+            result = scheduler.step(X, t, X, return_dict=return_dict)
+            assert result[0].shape == X.shape
+            assert result[1] is X
+
+
+def state(scheduler):
+    kept = {k: v for k, v in vars(scheduler).items() if k not in ("_plans", "is_scale_input_called")}
+    kept["_run"] = (scheduler._run.index, tuple(map(id, scheduler._run.memory or ())))
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in kept.items()}
+
+
+FAILURES = [
+    (lambda s, t: s.set_timesteps(0), ValueError, "num_inference_steps=0"),
+    (lambda s, t: s.set_timesteps(2.5), ValueError, "num_inference_steps=2.5"),
+    (lambda s, t: s.set_timesteps(True), ValueError, "num_inference_steps=True"),
+    (lambda s, t: s.set_timesteps(5, device="quantum"), ValueError, "quantum"),
+    (lambda s, t: s.set_begin_index(-1), ValueError, "begin_index=-1"),
+    (lambda s, t: s.set_begin_index(7), ValueError, "begin_index=7"),
+    (lambda s, t: s.corrected("nonsense"), ValueError, "nonsense"),
+    (lambda s, t: s.step(X, t, X[:1]), ValueError, r"has shape \(2, 3, 4, 4\): expected \(1, 3, 4, 4\)"),
+    (lambda s, t: s.step(X.astype(int), t, X), TypeError, "dtype int64"),
+    (lambda s, t: s.step(X, t, X.astype(int)), TypeError, "dtype int64"),
+    (lambda s, t: s.step(torch.zeros(X.shape), t, X), TypeError, "torch"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), FAILURES)
+@pytest.mark.parametrize("done", [0, 2])
+@each
+def test_an_error_says_what_to_do_and_changes_nothing(cls, done, call, error, message):
+    """Before the first step and in the middle, where there is a history; the run then ends as if nothing had been."""
+    runs = []
+    for fails in (False, True):
+        scheduler, rng, x = cls(), np.random.default_rng(3), X + 1
+        scheduler.set_timesteps(6)
+        scheduler.is_scale_input_called = True
+        for i, t in enumerate(scheduler.timesteps):
+            if fails and i == done:
+                before = state(scheduler)
+                with pytest.raises(error, match=message):
+                    call(scheduler, t)
+                assert state(scheduler) == before
+            x = advance(scheduler, t, x, rng).prev_sample
+        runs.append(x)
+    np.testing.assert_array_equal(*runs)
+
+
+@each
+def test_too_many_steps_are_refused_and_change_nothing(cls):
+    scheduler = cls()
+    scheduler.set_timesteps(2)
+    for t in scheduler.timesteps:
+        advance(scheduler, t, X, None)
+    for _ in range(2):
+        with pytest.raises(IndexError, match="2 steps are done; call set_timesteps"):
+            scheduler.step(X, 0.0, X)
+        assert scheduler.step_index == 2
+    scheduler.set_timesteps(2)
+    assert scheduler.step_index is None and scheduler._run.memory is None
+
+
+@each
+def test_interleaved_copies_equal_running_alone(cls):
+    alone = trajectory(cls)
+    origin = cls()
+    origin.set_timesteps(6)
+    rng, x = np.random.default_rng(3), None
+    x = rng.standard_normal(X.shape, dtype=np.float32) * np.float32(origin.init_noise_sigma)
+    for t in origin.timesteps[:2]:  # copied in the middle, history and all
+        x = advance(origin, t, x, rng).prev_sample
+    copies = [origin.clone(), copy.deepcopy(origin), pickle.loads(pickle.dumps(origin)), origin]
+    rngs, xs = [copy.deepcopy(rng) for _ in copies], [x.copy() for _ in copies]
+    for t in origin.timesteps[2:]:
+        for k, scheduler in enumerate(copies):
+            xs[k] = advance(scheduler, t, xs[k], rngs[k]).prev_sample
+    for x in xs:
+        np.testing.assert_array_equal(x, alone[-1] if cls is IPNDMScheduler else alone[-2])
+
+
+@each
+@settings(max_examples=40)
+@given(steps=st.integers(1, 1000))
+def test_every_n_gives_n_strictly_descending_timesteps(cls, steps):
+    scheduler = cls()
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps
+    assert (np.diff(scheduler.timesteps) < 0).all()
+
+
+@each
+@pytest.mark.parametrize("steps", [1, 2, 1000])
+def test_few_steps_and_many(cls, steps):
+    found = trajectory(cls, dtype="float64", steps=steps)[-1]
+    assert np.isfinite(found).all()
+
+
+@each
+def test_a_facade_steps_inside_jit(cls):
+    scheduler = cls()
+    scheduler.set_timesteps(5)
+    key = jax.random.key(0)
+
+    def loop(x):
+        run = scheduler.clone()
+        for t in run.timesteps:
+            x = run.step(run.scale_model_input(x, t) * 0.5, t, x, **drawn(cls, key)).prev_sample
+        return x
+
+    x = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(1, 3, 2, 2)
+    np.testing.assert_allclose(jax.jit(loop)(x), loop(x), rtol=0, atol=2e-5)
+
+
+def test_generators_one_per_sample_equal_samples_alone():
+    x = torch.ones((2, 1, 4, 4))
+
+    def stepped(x, generator):
+        scheduler = EulerAncestralDiscreteScheduler()
+        scheduler.set_timesteps(3)
+        t = scheduler.timesteps[1]
+        scheduler.scale_model_input(x, t)
+        return scheduler.step(x, t, x, generator=generator).prev_sample
+
+    both = stepped(x, [torch.Generator().manual_seed(s) for s in (1, 2)])
+    for k, seed in enumerate((1, 2)):
+        assert torch.equal(stepped(x[k : k + 1], torch.Generator().manual_seed(seed))[0], both[k])
+
+
+def test_jax_noise_needs_a_key():
+    scheduler = EulerAncestralDiscreteScheduler()
+    scheduler.set_timesteps(2)
+    x = jnp.ones((1, 1, 2, 2))
+    scheduler.scale_model_input(x, scheduler.timesteps[0])
+    with pytest.raises(ValueError, match="generator"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.step(x, scheduler.timesteps[0], x, generator=jax.random.key(0))
+
+
+def test_a_single_linspace_step_starts_at_noise_if_corrected():
+    for cls in (LMSDiscreteScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler):
+        facade = cls()
+        right = facade.corrected("linspace-single-step")
+        for scheduler, t in ((facade, 0.0), (right, 999.0)):
+            scheduler.set_timesteps(1)
+            assert scheduler.timesteps.tolist() == [t]
+            assert scheduler.sigmas[0] == scheduler.schedule.level(t).karras_sigma
+
+
+@each
+def test_ids_of_deviations_are_documented(cls):
+    from pathlib import Path
+
+    text = (Path(__file__).resolve().parents[1] / "docs" / "deviations.md").read_text()
+    assert all(f"`{name}`" in text and f'corrected("{name}")' in text for name in cls.deviations)
