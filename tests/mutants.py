@@ -594,6 +594,42 @@ MUTANTS = [
         "found.xp.exp(wide) * fresh",
         ("test_variance.py::test_log_variance", "test_variance.py::test_ends_of_the_fraction"),
     ),
+    # ------------------------------------------------------------------ score-based samplers
+    Mutant(
+        "heun-slope-not-halved",
+        "samplers/heun.py",
+        "(nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2",
+        "(nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2.002",
+        ("test_sde_samplers.py::test_heun_is_algorithm_2",),
+    ),
+    Mutant(
+        "heun-churn-in-the-middle",
+        "samplers/heun.py",
+        "last = np.append(step[1:] != step[:-1], True)",
+        "last = ~second",
+        ("test_sde_samplers.py::test_heun_is_algorithm_2",),
+    ),
+    Mutant(
+        "reverse-diffusion-drift",
+        "samplers/reverse_diffusion.py",
+        "one_step_rows(2 - kept,",
+        "one_step_rows(1 / kept,",
+        ("test_sde_samplers.py::test_reverse_diffusion_is_algorithm_3_on_a_table",),
+    ),
+    Mutant(
+        "langevin-step-not-doubled",
+        "langevin.py",
+        "step = ratio * ratio * (2.0 * alpha)",
+        "step = ratio * ratio * alpha",
+        ("test_sde_samplers.py::test_langevin_is_algorithm_4_and_5",),
+    ),
+    Mutant(
+        "euler-maruyama-noise-forgets-width",
+        "samplers/euler_maruyama.py",
+        "sqrt(squared * h)",
+        "sqrt(squared) * h",
+        ("test_sde_samplers.py::test_the_moments_converge_to_those_of_the_data[EulerMaruyama, vp]",),
+    ),
 ]
 BY_ID = {mutant.id: mutant for mutant in MUTANTS}
 
