@@ -144,8 +144,8 @@ MUTANTS = [
     Mutant(
         "score-not-squared",
         "predictions.py",
-        "return 1 / level.alpha_t, level.sigma_t**2 / level.alpha_t",
-        "return 1 / level.alpha_t, level.sigma_t / level.alpha_t",
+        "return 1 / alpha_t, level.sigma_t**2 / alpha_t",
+        "return 1 / alpha_t, level.sigma_t / alpha_t",
         ("test_predictions.py::test_the_two_estimates_make_up_the_sample[score]",),
     ),
     Mutant(
@@ -252,8 +252,8 @@ MUTANTS = [
     Mutant(
         "vp-inverse-halved",
         "schedules/continuous.py",
-        "return 2 * total / (",
-        "return total / (",
+        "u = np.divide(2 * total, below,",
+        "u = np.divide(total, below,",
         ("test_schedules.py::test_level_and_timestep_are_inverse[vp]",),
     ),
     Mutant(

@@ -200,7 +200,8 @@ def test_an_error_changes_nothing(cls, call, error, message):
     [
         (KarrasVeScheduler, {"sigma_min": 0}), (KarrasVeScheduler, {"sigma_max": 0.01}), (KarrasVeScheduler, {"s_churn": -1}),
         (ScoreSdeVeScheduler, {"snr": -1}), (ScoreSdeVeScheduler, {"sigma_min": 5000}),
-        (ScoreSdeVeScheduler, {"sampling_eps": 2}), (ScoreSdeVeScheduler, {"correct_steps": 0.5}), (ScoreSdeVpScheduler, {"beta_max": 0.1}),
+        (ScoreSdeVeScheduler, {"sampling_eps": 2}), (ScoreSdeVeScheduler, {"correct_steps": 0.5}),
+        (ScoreSdeVpScheduler, {"beta_max": 0.1}),
         (ScoreSdeVpScheduler, {"sampling_eps": 0}), (ScoreSdeVpScheduler, {"num_train_timesteps": 0}),
     ],
 )  # fmt: skip

@@ -58,7 +58,10 @@ each_grid = pytest.mark.parametrize("grid", GRIDS)
 
 
 def heun_error(sampler, problem, levels, predicts, moved=False):
-    """As `test_convergence.error`, with a call at both ends of a step. A last step, Euler's, leads on to the clean sample: not measured."""
+    """As `test_convergence.error`, with a call at both ends of a step.
+
+    A last step, Euler's, leads on to the clean sample and is not measured.
+    """
     ends = (
         (levels.cur.t, levels.nxt.t, 0.0),
         (levels.cur.alpha_t, levels.nxt.alpha_t, 1.0),

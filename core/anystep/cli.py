@@ -152,7 +152,8 @@ def _verdict(drawing: Drawing) -> str:
 def _sheet(names: list[str], columns: list[int], strips: dict[tuple[str, int], Any]) -> Any:
     """The strips with a line of text over each column and before each row."""
     height, width = strips[names[0], columns[0]].shape
-    left, top, gap = 64, 20, 8
+    top, gap = 20, 8
+    left = 8 + max(int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name)) for name in names)
     picture = Image.new("L", (left + len(columns) * (width + gap), top + len(names) * (height + gap)), 255)
     pen = ImageDraw.Draw(picture)
     for j, n in enumerate(columns):

@@ -21,6 +21,7 @@ SCHEDULERS = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "lms": "LMSDiscreteScheduler",
     "pndm": "PNDMScheduler",
+    "ipndm": "IPNDMScheduler",
     "karras_ve": "KarrasVeScheduler",
     "sde_ve": "ScoreSdeVeScheduler",
     "sde_vp": "ScoreSdeVpScheduler",

@@ -90,7 +90,18 @@ def _sde_vp(scheduler: Any, x: Array, noise: Noise, generator: Any, times: Itera
     return mean
 
 
+def _ipndm(scheduler: Any, x: Array, noise: Noise, generator: Any, times: Iterable[Any]) -> Array:
+    for t in times:
+        angle = float(t) * np.pi / 2  # what such a model is told: alpha = cos, sigma = sin of it
+        # Pure noise, alpha = 0, is beyond what the model knows; this is the noisiest level that it does.
+        alpha, sigma = max(float(np.cos(angle)), 6.4e-3), float(np.sin(angle))
+        velocity = mix(noise(x, alpha, sigma), x, 1 / alpha, -sigma / alpha)
+        x = scheduler.step(velocity, t, x).prev_sample
+    return x
+
+
 LOOPS = {
+    "ipndm": Loop({}, _ipndm),
     "karras_ve": Loop({"sigma_min": 0.02, "sigma_max": 100.0}, _karras_ve),
     "sde_ve": Loop({"sigma_min": 0.01, "sigma_max": 50.0}, _sde_ve),
     "sde_vp": Loop({"beta_min": 0.1, "beta_max": 20.0}, _sde_vp),

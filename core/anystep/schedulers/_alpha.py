@@ -83,7 +83,7 @@ class AlphaFacade(Facade):
 
     @property
     def _final_alpha_cumprod(self) -> float:
-        return 1.0 if self.config.get("set_alpha_to_one", True) else float(self._schedule.alphas_cumprod[0])
+        return 1.0 if self._options.get("set_alpha_to_one", True) else float(self._schedule.alphas_cumprod[0])
 
     @property
     def _plan_times(self) -> Any:
@@ -108,7 +108,7 @@ class AlphaFacade(Facade):
     def _make_plan(self, sampler: Sampler, timesteps: Any) -> Plan:
         return sampler.plan(
             self._levels(timesteps),
-            prediction(self.config.get("prediction_type", "epsilon")),
+            prediction(self._options.get("prediction_type", "epsilon")),
             self._threshold,
         )
 
