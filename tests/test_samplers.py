@@ -479,6 +479,7 @@ def test_late_churn(predicts, churn, count, steps):
 @EXAMPLES
 @given(levels=chains())
 def test_late_churn_without_churn_is_euler(predicts, levels):
+    assert LateChurnEuler() == LateChurnEuler(0.0, 0.0, np.inf, 1.0, None)
     levels = levels.to_karras()
     one, other = LateChurnEuler().plan(levels, predicts), Euler().plan(levels, predicts)
     assert one.noises == 0

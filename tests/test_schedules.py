@@ -413,6 +413,41 @@ def test_numbers_and_arrays_agree(schedule):
 
 
 @pytest.mark.parametrize("kind", [VP, VE, Cosine, Crash, RectifiedFlow])
+def test_the_unit_of_time_is_only_a_unit(kind):
+    u = np.linspace(0.01, 1, 12)
+    one, other = kind(1.0), kind(250.0)
+    for name in ("alpha_t", "sigma_t"):
+        wanted = getattr(one.level(u), name)
+        np.testing.assert_allclose(getattr(other.level(250 * u), name), wanted, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(other.timestep(one.level(u).karras_sigma), 250 * u, rtol=1e-9)
+    np.testing.assert_allclose(other.warp(u), 250 * one.warp(u), rtol=1e-14)
+
+
+@pytest.mark.parametrize("schedule", [VP(), VP(50.0, beta_min=0.5, beta_max=9.0), VE(), VE(50.0)], ids=repr)
+def test_rates_make_the_process(schedule):
+    """dx = f x dt + g dw has d alpha / dt = f alpha and d sigma² / dt = 2 f sigma² + g², by central differences."""
+    t, h = schedule.time_scale * np.linspace(0.05, 0.95, 7), 1e-5 * schedule.time_scale
+    now, ahead, behind = (schedule.level(t + s * h) for s in (0, 1, -1))
+    f, g2 = schedule.rates(t)
+    np.testing.assert_allclose(
+        (ahead.alpha_t - behind.alpha_t) / (2 * h), f * now.alpha_t, rtol=1e-6, atol=1e-8
+    )
+    growth = (ahead.sigma_t**2 - behind.sigma_t**2) / (2 * h)
+    np.testing.assert_allclose(growth, 2 * f * now.sigma_t**2 + g2, rtol=1e-6)
+
+
+def test_published_constants():
+    """Song et al. 2021, appendix C: beta from 0.1 to 20, sigma from 0.01 to 50. Karras et al. 2022, table 1: 0.002 to 80."""
+    assert (VP().beta_min, VP().beta_max) == (0.1, 20.0)
+    assert (VE().smallest, VE().largest) == (0.01, 50.0)
+    assert EDMSchedule().t_range == (0.002, 80.0)
+    assert RectifiedFlow().t_range == (1.0, 1000.0)
+    assert VP().t_range == VE().t_range == Cosine().t_range == (1e-3, 1.0)
+    ddpm = BetaSchedule.named("linear")  # Ho et al. 2020, section 4
+    assert (ddpm.train_timesteps, ddpm.betas[0], ddpm.betas[-1]) == (1000, 1e-4, 0.02)
+
+
+@pytest.mark.parametrize("kind", [VP, VE, Cosine, Crash, RectifiedFlow])
 def test_continuous_refuses(kind):
     for options, name in (
         ({"u_min": 0.0}, "u_min"),

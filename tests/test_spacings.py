@@ -254,6 +254,12 @@ def test_shifted_flow(steps, shift):
     np.testing.assert_allclose(levels.cur.alpha_t, 1 - levels.cur.sigma_t, atol=3e-16)
 
 
+def test_no_shift():
+    np.testing.assert_allclose(
+        Shifted(Trailing()).levels(FLOW, 9).cur.sigma_t, Trailing().levels(FLOW, 9).cur.sigma_t, rtol=1e-13
+    )
+
+
 def test_shifts_compose_on_any_process():
     base = Karras(sigma_max=5.0, sigma_min=0.5)
     for schedule in (DDPM, VP(), VE(), Cosine(), FLOW, EDM):

@@ -296,6 +296,18 @@ def test_memories_that_only_move_are_handed_on(entry, dtype, threshold):
             assert after.memory[2] is given.model_output
 
 
+@pytest.mark.parametrize(("entry", "dtype"), cases())
+@pytest.mark.parametrize("threshold", [None, Clip(0.5)])
+def test_a_memory_may_be_the_estimate(entry, dtype, threshold):
+    """As in multistep methods that remember x̂₀: there is no such array to hand on, so it is made."""
+    table = np.array([[[0.5, 0, 1, 0], [0, 0, 1, 0]], [[0.5, 0, 1, 2], [0, 0, 1, 0]]])
+    plan = Plan([1, 0], [1] * 3, [1] * 3, [1] * 2, [[2, -1.5]] * 2, table, threshold)
+    with entry.scope(dtype):
+        given = call(entry, dtype, plan)
+        for i in (1, entry.index(1), entry.index([1, 0, 1])):
+            compare(apply(plan, i, given).memory[0], estimate(plan, i, given.state.x, given.model_output))
+
+
 @few
 @given(plan=plans, data=st.data())
 @pytest.mark.parametrize(("entry", "dtype"), cases())
@@ -320,12 +332,15 @@ IDENTITIES = np.eye(7)[[0, 1, 3, 6]]
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("source", range(4))
 @pytest.mark.parametrize("threshold", [None, Clip(9.0)])
-def test_the_next_sample_is_a_new_array(entry, dtype, source, threshold):
-    """Even where the row passes a column on: the caller may write to it."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_next_sample_is_a_new_array(entry, dtype, source, threshold, count):
+    """Even where the row, or every row, passes a column on: the caller may write to it."""
     if entry.missing:
         pytest.skip(entry.missing)
-    rows = np.stack([IDENTITIES[source], *np.eye(7)[3:6]]), np.ones((4, 7))  # the other row uses all columns
-    plan = Plan([1, 0], [1] * 3, [1] * 3, [1] * 2, [[0, 1]] * 2, np.stack(rows), threshold)
+    rows = np.stack([np.stack([IDENTITIES[source], *np.eye(7)[3:6]]), np.ones((4, 7))])[:count]
+    plan = Plan(
+        range(count), [1] * (count + 1), [1] * (count + 1), [1] * count, [[0, 1]] * count, rows, threshold
+    )
     given = call(entry, dtype, plan)
     for i in (0, entry.index(0), entry.index([0, 0, 0])):
         after = apply(plan, i, given).x

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,7 +158,7 @@ def random_plan(
     update = draw(rows, 1 + memories, 3 + memories + noises)
     for row in range(1, 1 + memories):
         if rng.random() < 0.5:
-            update[:, row] = np.eye(update.shape[2])[rng.choice(_moved(update.shape[2], memories))]
+            update[:, row] = np.eye(update.shape[2])[rng.integers(3 + memories)]
     if noises:
         update[rng.random(rows) < 0.2, :, 3 + memories :] = 0.0
     return Plan(
@@ -171,11 +170,6 @@ def random_plan(
         update=update,
         threshold=threshold,
     )
-
-
-def _moved(columns: int, memories: int) -> Sequence[Any]:
-    """Columns that a memory may move from."""
-    return [0, 1, *range(3, 3 + memories)]
 
 
 def scale_of(
