@@ -22,6 +22,7 @@ SCHEDULERS = {
     "lms": "LMSDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "ipndm": "IPNDMScheduler",
+    "repaint": "RePaintScheduler",
     "karras_ve": "KarrasVeScheduler",
     "sde_ve": "ScoreSdeVeScheduler",
     "sde_vp": "ScoreSdeVpScheduler",

@@ -100,7 +100,21 @@ def _ipndm(scheduler: Any, x: Array, noise: Noise, generator: Any, times: Iterab
     return x
 
 
+def _repaint(scheduler: Any, x: Array, noise: Noise, generator: Any, times: Iterable[Any]) -> Array:
+    nothing, last = x * 0, np.inf  # an empty picture of which nothing is known: everything is painted
+    for t in map(int, times):
+        if t < last:
+            level = scheduler.schedule.level(t)
+            output = noise(x, float(level.alpha_t), float(level.sigma_t))
+            x = scheduler.step(output, t, x, nothing, nothing, generator).prev_sample
+        else:
+            x = scheduler.undo_step(x, last, generator)
+        last = t
+    return x
+
+
 LOOPS = {
+    "repaint": Loop({}, _repaint),
     "ipndm": Loop({}, _ipndm),
     "karras_ve": Loop({"sigma_min": 0.02, "sigma_max": 100.0}, _karras_ve),
     "sde_ve": Loop({"sigma_min": 0.01, "sigma_max": 50.0}, _sde_ve),
