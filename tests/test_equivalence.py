@@ -88,7 +88,7 @@ def test_libraries_agree(subject, entry, dtype, request):
 
 
 @subjects
-@pytest.mark.parametrize(("entry", "dtype"), cases(["float32", "bfloat16"]))
+@pytest.mark.parametrize(("entry", "dtype"), cases(["float32"]))
 def test_an_index_on_the_device_agrees(subject, entry, dtype, request):
     """Every call by index array, one row per sample, as a batch of requests at different steps would make it."""
     divides(subject, entry, dtype, request)
@@ -130,7 +130,7 @@ def test_jax_compiled_agrees_within_a_bound(subject, entry, dtype):
     plan = subject.plan(STEPS)
     two_terms = plan.noises == plan.memories == 0 and plan.threshold is None
     bound = BOUNDS["jit" if two_terms else "jit, more terms"].ulp
-    constant = {0, 7, STEPS // 2, STEPS - 2, STEPS - 1}  # each is compiled by itself
+    constant = {0, STEPS // 2, len(plan) - 2}  # each is compiled by itself
     with entry.scope(dtype):
         traced = jax.jit(functools.partial(update, plan))
         fixed = jax.jit(functools.partial(update, plan), static_argnums=0)

@@ -451,6 +451,22 @@ def test_karras_rho_refused(rho):
         Karras(rho=rho)
 
 
+def test_one_level_needs_no_range():
+    one = Karras(sigma_max=5.0, sigma_min=5.0)
+    assert one.levels(DDPM, 1).cur.karras_sigma == pytest.approx([5.0], rel=1e-15)
+    with pytest.raises(ValueError, match="sigma_min=5"):
+        one.levels(DDPM, 2)
+
+
+def test_published_constants():
+    """Karras et al. 2022, table 1: rho = 7. Lee et al. 2024, section 4: alpha = beta = 0.6."""
+    assert Karras() == Karras(rho=7.0) and (sigma.karras(9.0, 1.0, 4) == sigma.karras(9.0, 1.0, 4, 7.0)).all()
+    assert (
+        Beta() == Beta(a=0.6, b=0.6) and (sigma.beta(9.0, 1.0, 4) == sigma.beta(9.0, 1.0, 4, 0.6, 0.6)).all()
+    )
+    assert Lu() == Lu(rho=1.0) and (sigma.lu(9.0, 1.0, 4) == sigma.lu(9.0, 1.0, 4, 1.0)).all()
+
+
 def test_final_level_of_choice():
     levels = Trailing(final=0.02).levels(DDPM, 10)
     assert levels.nxt.karras_sigma[-1] == pytest.approx(0.02, rel=1e-14)
