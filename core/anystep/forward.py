@@ -94,7 +94,11 @@ def mix(original: Array, noise: Array, a: Any, b: Any) -> Array:
     once.
     """
     found = kind(original)
-    if kind(noise, "noise").xp is not found.xp or noise.shape != original.shape:
+    if kind(noise, "noise").xp is not found.xp:
+        raise ValueError(
+            f"noise is a {type(noise).__module__} array, the samples are not: convert one of them."
+        )
+    if noise.shape != original.shape:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)}: expected an array like the samples, {tuple(original.shape)}."
         )
@@ -126,11 +130,13 @@ def level_of(schedule: Schedule, timesteps: Any, x: Array) -> tuple[Array, Array
             level = schedule.level(found.xp.astype(flat, found.work, copy=False))
             return level.alpha_t, level.sigma_t
         if found.xp.isdtype(timesteps.dtype, "integral"):
-            rows = found.xp.take(like(schedule.coefficients, x), found.xp.reshape(timesteps, (-1,)), axis=0)
+            # The integer type that every library can index with.
+            index = found.xp.astype(found.xp.reshape(timesteps, (-1,)), found.xp.int32, copy=False)
+            rows = found.xp.take(like(schedule.coefficients, x), index, axis=0)
             return rows[..., 0], rows[..., 1]
     times = host(timesteps)
     level = schedule.level(times if times.ndim == 0 else np.ravel(times))
     return like(level.alpha_t, x), like(level.sigma_t, x)
 
 
-_HOST = (int, float, list, tuple, np.ndarray, np.generic)
+_HOST = (int, float, list, tuple, range, np.ndarray, np.generic)

@@ -5,7 +5,18 @@ Config to (schedule, spacing, sampler, prediction), and methods of the same name
 
 from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers, SchedulerMixin
-from anystep.schedulers._outputs import SchedulerOutput
+from anystep.schedulers._outputs import (
+    DDIMSchedulerOutput,
+    DDPMSchedulerOutput,
+    EulerAncestralDiscreteSchedulerOutput,
+    EulerDiscreteSchedulerOutput,
+    KarrasVeOutput,
+    LMSDiscreteSchedulerOutput,
+    RePaintSchedulerOutput,
+    SchedulerOutput,
+    SdeVeOutput,
+    VQDiffusionSchedulerOutput,
+)
 from anystep.schedulers.ddim import DDIMScheduler
 from anystep.schedulers.ddpm import DDPMScheduler
 from anystep.schedulers.euler_ancestral_discrete import EulerAncestralDiscreteScheduler
@@ -22,18 +33,27 @@ from anystep.schedulers.vq_diffusion import VQDiffusionScheduler
 __all__ = [
     "ConfigMixin",
     "DDIMScheduler",
+    "DDIMSchedulerOutput",
     "DDPMScheduler",
+    "DDPMSchedulerOutput",
     "EulerAncestralDiscreteScheduler",
+    "EulerAncestralDiscreteSchedulerOutput",
     "EulerDiscreteScheduler",
+    "EulerDiscreteSchedulerOutput",
     "IPNDMScheduler",
     "KarrasDiffusionSchedulers",
+    "KarrasVeOutput",
     "KarrasVeScheduler",
     "LMSDiscreteScheduler",
+    "LMSDiscreteSchedulerOutput",
     "PNDMScheduler",
     "RePaintScheduler",
+    "RePaintSchedulerOutput",
     "SchedulerMixin",
     "SchedulerOutput",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
+    "SdeVeOutput",
     "VQDiffusionScheduler",
+    "VQDiffusionSchedulerOutput",
 ]

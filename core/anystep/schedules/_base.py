@@ -35,7 +35,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def timestep(self, karras_sigma: Any) -> Any:
-        """T whose level has this noise-to-signal ratio (NumPy, float64); clamped to ``t_range``."""
+        """The t whose level has this noise-to-signal ratio (NumPy, float64); clamped to ``t_range``."""
 
     @property
     def sigma_min(self) -> float:
@@ -48,7 +48,7 @@ class Schedule(ABC):
         return float(self.level(self.t_range[1]).karras_sigma)
 
     def warp(self, progress: Any) -> Any:
-        """T at even progress in [0, 1] from clean to noise."""
+        """The t at even progress in [0, 1] from clean to noise."""
         low, high = self.t_range
         return low + (high - low) * np.asarray(progress, dtype=np.float64)
 

@@ -50,12 +50,12 @@ class Continuous(Schedule):
         return self.time_scale * np.clip(u, self.u_min, 1.0)
 
     def warp(self, progress: Any) -> Any:
-        """T at even progress in [0, 1] through the process; the model is never called below ``u_min``."""
+        """The t at even progress in [0, 1] through the process; the model is never called below ``u_min``."""
         return self.time_scale * np.maximum(np.asarray(progress, dtype=np.float64), self.u_min)
 
     @abstractmethod
     def _u_of(self, ratio: Any) -> Any:
-        """U of a noise-to-signal ratio."""
+        """The u of a noise-to-signal ratio."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Crash(Continuous):
         return Cosine(self.time_scale, self.u_min).level(t)
 
     def warp(self, progress: Any) -> Any:
-        """T at even progress of the angle whose squared sine is sigma."""
+        """The t at even progress of the angle whose squared sine is sigma."""
         sigma = np.sin(np.asarray(progress, dtype=np.float64) * np.pi / 2) ** 2
         u = np.arctan2(sigma, np.sqrt(1 - sigma**2)) * (2 / np.pi)
         return self.time_scale * np.maximum(u, self.u_min)
