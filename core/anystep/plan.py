@@ -145,24 +145,14 @@ class Plan:
 
         The column it passes on unchanged in every row, or None; and how to form it.
         """
-        rows = [self.folded[:, row] for row in range(1 + self.memories)]
-        # The next sample is always a new array, so that a caller may write to it; x̂₀ exists only in working
-        # precision.
-        sources = [None, *(Combination.source(table) for table in rows[1:])]
-        return tuple(
-            (None if source == X0 else source, Combination(table))
-            for source, table in zip(sources, rows, strict=True)
-        )
+        # The next sample is always a new array, so that a caller may write to it.
+        tables = [self.folded[:, row] for row in range(1 + self.memories)]
+        return tuple((_moved(table) if row else None, Combination(table)) for row, table in enumerate(tables))
 
     @cached_property
     def moves(self) -> tuple[tuple[int | None, ...], ...]:
         """For each call, the column that each output passes on unchanged, or None; never for the sample."""
-
-        def move(row: Float64) -> int | None:
-            column = int(np.argmax(row != 0))
-            return column if column != X0 and row[column] == 1.0 and (row != 0).sum() == 1 else None
-
-        return tuple((None, *map(move, rows[1:])) for rows in self.folded)
+        return tuple((None, *(_moved(row[None]) for row in rows[1:])) for rows in self.folded)
 
     @cached_property
     def estimate_combination(self) -> Combination:
@@ -264,6 +254,12 @@ class Plan:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a plan: {error}.") from error
         return cls(*tables, threshold=threshold)
+
+
+def _moved(table: Float64) -> int | None:
+    """The column that every row of a table passes on unchanged; never x̂₀, which exists only in working precision."""
+    source = Combination.source(table)
+    return None if source == X0 else source
 
 
 _TABLES = tuple(field.name for field in fields(Plan) if field.name != "threshold")
