@@ -12,7 +12,7 @@ where x̂₀ = estimate[i] @ (x, m). All that tells one scheduler from another i
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +188,66 @@ class Plan:
 
     def _key(self) -> tuple[Any, ...]:
         return (*(getattr(self, name).tobytes() for name in _TABLES), self.update.shape, self.threshold)
+
+    @classmethod
+    def concatenate(cls, plans: Sequence["Plan"]) -> "Plan":
+        """One plan with the rows of several, so that a batch may hold samples of different methods.
+
+        Row i of ``plans[p]`` becomes row i + Σ_{q < p} len(plans[q]). Every sample is then stepped at a row of its own; a
+        method with fewer memories carries the others along unread.
+
+        Parameters
+        ----------
+        plans
+            At least one; all with the same threshold.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or thresholds differ.
+
+        Notes
+        -----
+        ``alpha`` and ``sigma`` keep the level of each call, and of the final levels that of the last plan only.
+
+        Examples
+        --------
+        >>> from anystep import DDIM, LMS, BetaSchedule, Leading
+        >>> levels = Leading().levels(BetaSchedule.named("linear"), steps=3)
+        >>> both = Plan.concatenate([DDIM().plan(levels, "epsilon"), LMS().plan(levels, "epsilon")])
+        >>> len(both), both.memories  # rows 0 to 2 are DDIM's, rows 3 to 5 those of LMS
+        (6, 3)
+        """
+        if not plans:
+            raise ValueError("plans is empty: expected at least one plan.")
+        if any(plan.threshold != plans[0].threshold for plan in plans):
+            raise ValueError(
+                f"plans have thresholds {[plan.threshold for plan in plans]}: expected the same for all; "
+                "step samples with different thresholds in separate batches."
+            )
+        memories, noises = max(plan.memories for plan in plans), max(plan.noises for plan in plans)
+        updates: list[Float64] = []
+        for plan in plans:
+            known, fresh = FIRST_MEMORY + plan.memories, FIRST_MEMORY + memories
+            table = np.zeros((len(plan), 1 + memories, fresh + noises))
+            table[:, : 1 + plan.memories, :known] = plan.update[:, :, :known]
+            table[:, : 1 + plan.memories, fresh : fresh + plan.noises] = plan.update[:, :, known:]
+            for k in range(plan.memories, memories):
+                table[:, 1 + k, FIRST_MEMORY + k] = 1.0
+            updates.append(table)
+
+        def ended(tables: list[Float64]) -> Float64:
+            return np.concatenate([*(table[:-1] for table in tables), tables[-1][-1:]])
+
+        return cls(
+            timesteps=np.concatenate([plan.timesteps for plan in plans]),
+            alpha=ended([plan.alpha for plan in plans]),
+            sigma=ended([plan.sigma for plan in plans]),
+            input_scale=np.concatenate([plan.input_scale for plan in plans]),
+            estimate=np.concatenate([plan.estimate for plan in plans]),
+            update=np.concatenate(updates),
+            threshold=plans[0].threshold,
+        )
 
     def to_json(self) -> str:
         """The plan as JSON text; float64 values survive exactly.
