@@ -127,7 +127,7 @@ def test_what_is_kept():
 
 def test_refuses():
     plan, bounded = random_plan(2), random_plan(2, threshold=Clip(1.0))
-    with pytest.raises(ValueError, match="thresholds .*None.*Clip.*separate batches"):
+    with pytest.raises(ValueError, match=r"thresholds .*None.*Clip.*separate batches"):
         Plan.concatenate([plan, bounded])
     with pytest.raises(ValueError, match="plans is empty"):
         Plan.concatenate([])

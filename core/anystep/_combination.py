@@ -48,7 +48,8 @@ class Combination:
 
     def __init__(self, table: Float64) -> None:
         used = (table != 0).any(axis=0)
-        first = table[:, 0] if used[1:].any() else np.zeros(len(table))
+        # Decided by each row alone, so that a row is summed alike whatever plan it stands in.
+        first = np.where((table[:, 1:] != 0).any(axis=1), table[:, 0], 0.0)
         self._scales = np.where(first >= 2.0, first, 1.0)
         self._terms = table / self._scales[:, None]
         self._carried = first >= 0.5
