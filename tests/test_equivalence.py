@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 
-from anystep import DynamicThreshold, Plan, State, estimate, init, scale_input, update
+from anystep import Plan, State, estimate, init, scale_input, update
 from anystep_conformance.compare import BOUNDS, compare
 from anystep_conformance.libraries import LIBRARIES, WIDE, cases, library
 from anystep_conformance.subjects import SUBJECTS, scale_of
@@ -68,30 +68,18 @@ def check(found, expected):
             compare(a, b, ulp=BOUNDS["eager"].ulp, name=f"{name} after call {i}", signed_zeros=True)
 
 
-def divides(subject, entry, dtype, request):
-    """XLA turns x / s into x (1 / s) where s is broadcast; rounding to half precision hides it here."""
-    if entry.name == "jax" and dtype in WIDE and isinstance(subject.threshold, DynamicThreshold):
-        request.applymarker(
-            pytest.mark.xfail(
-                strict=True, reason="DynamicThreshold divides by a broadcast array: 1 ulp on JAX"
-            )
-        )
-
-
 @subjects
 @pytest.mark.parametrize(
     ("entry", "dtype"), cases(names=[entry.name for entry in LIBRARIES if entry.name != "numpy"])
 )
-def test_libraries_agree(subject, entry, dtype, request):
-    divides(subject, entry, dtype, request)
+def test_libraries_agree(subject, entry, dtype):
     check(loop(subject.plan(STEPS), entry, dtype), on_numpy(subject.name, dtype))
 
 
 @subjects
 @pytest.mark.parametrize(("entry", "dtype"), cases(["float32"]))
-def test_an_index_on_the_device_agrees(subject, entry, dtype, request):
+def test_an_index_on_the_device_agrees(subject, entry, dtype):
     """Every call by index array, one row per sample, as a batch of requests at different steps would make it."""
-    divides(subject, entry, dtype, request)
     found = loop(subject.plan(STEPS), entry, dtype, lambda entry, i: entry.index([i] * SHAPE[0]))
     for one, other in zip(found, on_numpy(subject.name, dtype), strict=True):
         for a, b in zip(one, other, strict=True):

@@ -75,10 +75,7 @@ def test_dynamic_threshold_is_the_papers(entry, dtype, shape, seed, ratio, max_v
 
 
 @pytest.mark.parametrize(("entry", "dtype"), cases(WIDE))
-def test_dynamic_threshold_agrees_between_libraries(entry, dtype, request):
-    if entry.name == "jax":
-        reason = "XLA turns x / s into x (1 / s) where s is broadcast"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_dynamic_threshold_agrees_between_libraries(entry, dtype):
     with entry.scope(dtype):
         for ratio, max_value in ((0.995, 2.0), (0.5, np.inf), (1.0, 7.3)):
             x0, threshold = values((8, 5, 100), 3), DynamicThreshold(ratio, max_value)

@@ -18,11 +18,11 @@ import numpy as np
 
 from anystep._array import Array, Float64, expand, kind, like, place
 
-__all__ = ["Combination"]
+__all__ = ["Combination", "Row"]
 
 
-class _Row(NamedTuple):
-    """One combination, ready to apply: scale * (x if carried, - m if opposed, + the terms)."""
+class Row(NamedTuple):
+    """One combination, ready to apply: scale * ((x if carried, - m if opposed) + the sum of the terms)."""
 
     scale: float
     carried: bool
@@ -67,7 +67,7 @@ class Combination:
             self._terms.tolist(),
         )
         self._needs_scale, self._needs_opposed = bool((self._scales != 1.0).any()), bool(self._opposed.any())
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, Row] = {}
         self._gathered: dict[Any, Array] = {}
 
     @classmethod
@@ -82,7 +82,7 @@ class Combination:
         """Combination ``i`` of arrays in working precision: an int, or an integer array in the library of ``x``."""
         if not isinstance(i, int):
             return self._gather(i, arrays, x)
-        row = self._rows.get(i) or self._row(i)
+        row = self.row(i)
         total = None
         for column, coefficient in row.terms:
             term = arrays[column] * coefficient
@@ -95,11 +95,13 @@ class Combination:
         # Never an input itself, so that a caller may write to the result.
         return total * row.scale if row.scale != 1.0 or total is arrays[0] else total
 
-    def _row(self, i: int) -> _Row:
-        scales, carried, opposed, table = self._listed
-        terms = tuple([(c, table[i][c]) for c in self.columns if table[i][c] != 0])
-        row = _Row(scales[i], carried[i], opposed[i], terms)
-        self._rows[i] = row
+    def row(self, i: int) -> Row:
+        """Combination ``i`` in the form in which it is summed."""
+        row = self._rows.get(i)
+        if row is None:
+            scales, carried, opposed, table = self._listed
+            terms = tuple([(c, table[i][c]) for c in self.columns if table[i][c] != 0])
+            row = self._rows[i] = Row(scales[i], carried[i], opposed[i], terms)
         return row
 
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:

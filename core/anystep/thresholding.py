@@ -112,5 +112,6 @@ class DynamicThreshold(Threshold):
         below, above = ordered[:, low], ordered[:, min(low + 1, flat.shape[1] - 1)]
         # Interpolate from the nearer end, so that equal ends give exactly that value.
         s = below + (above - below) * weight if weight < 0.5 else above - (above - below) * (1 - weight)
-        s = expand(xp.clip(s, 1.0, self.max_value), flat)
+        # Broadcast before it divides: XLA would turn a smaller divisor into its reciprocal, an ulp off.
+        s = xp.broadcast_to(expand(xp.clip(s, 1.0, self.max_value), flat), flat.shape)
         return xp.reshape(xp.minimum(xp.maximum(flat, -s), s) / s, x0.shape)
