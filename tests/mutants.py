@@ -73,6 +73,74 @@ class Mutant:
 
 
 MUTANTS = [
+    # ------------------------------------------------------------------ counter noise
+    Mutant(
+        "threefry-rotation",
+        "_threefry.py",
+        "ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)",
+        "ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 25)",
+        ("test_noise.py::test_known_answers", "test_noise.py::test_jax_has_the_same_threefry"),
+    ),
+    Mutant(
+        "threefry-parity",
+        "_threefry.py",
+        "PARITY = 0x1BD11BDA",
+        "PARITY = 0x1BD11BDB",
+        ("test_noise.py::test_known_answers", "test_noise.py::test_bits_of_jax_are_the_two_words_xored"),
+    ),
+    Mutant(
+        "threefry-schedule-forgets-the-turn",
+        "_threefry.py",
+        "b = b + (schedule[(turn + 1) % 3] + turn)",
+        "b = b + schedule[(turn + 1) % 3]",
+        ("test_noise.py::test_known_answers_of_arrays", "test_noise.py::test_arrays_and_ints_agree"),
+    ),
+    Mutant(
+        "noise-segment-next-door",
+        "_quantiles.py",
+        "at = (octave * 2**SEGMENT_BITS) + segment",
+        "at = (octave * 2**SEGMENT_BITS) + (segment ^ 1)",
+        ("test_noise.py::test_accuracy", "test_noise.py::test_layout"),
+    ),
+    Mutant(
+        "noise-sign",
+        "_quantiles.py",
+        "return xp.where(word < 0, -z, z)",
+        "return xp.where(word < 0, z, -z)",
+        (
+            "test_noise.py::test_accuracy",
+            "test_noise.py::test_layout",
+            "test_noise.py::test_the_numbers_of_this_version",
+        ),
+    ),
+    Mutant(
+        "noise-long-product",
+        "_quantiles.py",
+        "tail * upper + head * lower",
+        "tail * upper - head * lower",
+        ("test_noise.py::test_wide_accuracy",),
+    ),
+    Mutant(
+        "noise-pair-order",
+        "_counter.py",
+        "xp.stack(pair, axis=-1)",
+        "xp.stack(pair[::-1], axis=-1)",
+        ("test_noise.py::test_layout", "test_noise.py::test_the_numbers_of_this_version"),
+    ),
+    Mutant(
+        "noise-laws-share-a-key",
+        "_counter.py",
+        "stream | LAWS.index(law) << LAW_BIT",
+        "stream",
+        ("test_noise.py::test_layout", "test_noise.py::test_neighbours_are_uncorrelated"),
+    ),
+    Mutant(
+        "noise-of-every-step-alike",
+        "_draw.py",
+        "return generator.normal(x, index)",
+        "return generator.normal(x)",
+        ("test_noise.py::test_sample_counts_rows_from_0", "test_noise.py::test_draws"),
+    ),
     # ------------------------------------------------------------------ PNDM and RePaint
     Mutant(
         "pndm-slope-sign",
@@ -323,6 +391,72 @@ MUTANTS = [
         "return 1 - rest * (terminal / rest[-1])",
         ("test_spacings.py::test_stretch",),
     ),
+    # ------------------------------------------------------------------ rectified flow
+    Mutant(
+        "shift-power-of-the-signal-forgotten",
+        "spacings/flow.py",
+        "return noise / (noise + (1 - sigma) ** power)",
+        "return noise / (noise + (1 - sigma))",
+        ("test_flow_match.py::test_shift_multiplies_the_ratio",),
+    ),
+    Mutant(
+        "consistency-at-the-wrong-end",
+        "samplers/multistep_consistency.py",
+        "np.asarray(levels.nxt.alpha_t), np.asarray(levels.nxt.sigma_t))",
+        "np.asarray(levels.cur.alpha_t), np.asarray(levels.nxt.sigma_t))",
+        (
+            "test_flow_match.py::test_a_consistency_model_is_sampled_exactly",
+            "test_flow_match.py::test_consistency_moments",
+        ),
+    ),
+    Mutant(
+        "flow-toward-data-noise-sign",
+        "predictions.py",
+        "return 1 / norm, level.alpha_t / norm * self._sign",
+        "return 1 / norm, level.alpha_t / norm",
+        (
+            "test_flow_match.py::test_flow_toward_the_data_is_the_negative",
+            "test_parity_flow_match_euler.py::test_loop[{'invert_sigmas': True}-5]",
+        ),
+    ),
+    Mutant(
+        "flow-grid-shifted-once",
+        "schedulers/_flow.py",
+        "low, high = (1.0 / len(self), 1.0) if once else (self.sigma_min, self.sigma_max)",
+        "low, high = (1.0 / len(self), 1.0)",
+        ("test_parity_flow_match_euler.py::test_loop[shift=3.0-5]",),
+    ),
+    Mutant(
+        "stretch-of-squares",
+        "spacings/flow.py",
+        "rest = 1 - sigmas",
+        "rest = 1 - sigmas**2",
+        ("test_flow_match.py::test_terminal",),
+    ),
+    Mutant(
+        "flow-noising-at-the-begin-index-only",
+        "schedulers/_flow.py",
+        "sigmas[self._begin_index if self._run.index is None else self._run.index]",
+        "sigmas[self._begin_index]",
+        ("test_parity_flow_match_euler.py::test_scale_noise",),
+    ),
+    Mutant(
+        "tokens-without-slack",
+        "_per_token.py",
+        "below = rows < now[None, ...] - _APART",
+        "below = rows <= now[None, ...]",
+        (
+            "test_parity_flow_match_euler.py::test_per_token",
+            "test_parity_flow_match_euler.py::test_tokens_of_one_level_step_as_the_sample_does",
+        ),
+    ),
+    Mutant(
+        "tokens-noise-the-level-left",
+        "_per_token.py",
+        "(wide - v * now) * (1.0 - then) + noise * then",
+        "(wide - v * now) * (1.0 - then) + noise * now",
+        ("test_parity_flow_match_euler.py::test_corrected_tokens_run_as_if_each_were_alone",),
+    ),
     # ------------------------------------------------------------------ samplers
     Mutant(
         "eta-on-the-variance",
@@ -472,6 +606,61 @@ MUTANTS = [
         ("test_parity_lms.py::test_an_order_that_changes_on_the_way",),
     ),
     Mutant(
+        "heun-pairs-the-other-way",
+        "schedulers/heun_discrete.py",
+        "late = corrects != bool(index % 2)",
+        "late = corrects == bool(index % 2)",
+        ("test_parity_heun.py::test_is_the_published_algorithm",),
+    ),
+    Mutant(
+        "heun-never-corrects",
+        "schedulers/heun_discrete.py",
+        "corrects = not self.state_in_first_order",
+        "corrects = False",
+        (
+            "test_parity_heun.py::test_order_2",
+            "test_parity_heun.py::test_begun_at_any_row",
+        ),
+    ),
+    Mutant(
+        "heun-levels-a-row-late",
+        "schedulers/heun_discrete.py",
+        "chain.repeat(2)[1:-1]",
+        "chain.repeat(2)[:-2]",
+        ("test_parity_heun.py::test_grid",),
+    ),
+    Mutant(
+        "heun-forgets-foreign-karras-ends",
+        "schedulers/heun_discrete.py",
+        '_foreign_ends = ("karras", "exponential", "beta")',
+        '_foreign_ends = ("exponential", "beta")',
+        ("test_parity_heun.py::test_ends_that_another_class_left_in_the_config",),
+    ),
+    Mutant(
+        "heun-corrected-keeps-half-a-step",
+        "schedulers/heun_discrete.py",
+        'not (late and "heun-begin" in self._corrections)',
+        'not (late and "heun-begins" in self._corrections)',
+        ("test_parity_heun.py::test_corrected_runs_begin_a_step",),
+    ),
+    Mutant(
+        "facade-bound-left-out",
+        "schedulers/_indexed.py",
+        "self._levels, self._prediction, self._threshold)",
+        "self._levels, self._prediction)",
+        (
+            "test_parity_heun.py::test_plan_is_that_of_the_own_face",
+            "test_parity_heun.py::test_begun_at_any_row",
+        ),
+    ),
+    Mutant(
+        "late-heun-does-not-return",
+        "samplers/_late_heun.py",
+        "START if self.corrects else X",
+        "X",
+        ("test_parity_heun.py::test_begun_at_any_row",),
+    ),
+    Mutant(
         "ipndm-weight",
         "samplers/ipndm.py",
         "(55 / 24, -59 / 24, 37 / 24, -9 / 24)",
@@ -531,8 +720,8 @@ MUTANTS = [
     Mutant(
         "increment-base-added-twice",
         "_combination.py",
-        "self._terms[:, 0] -= self._carried",
-        "self._terms[:, 0] -= 0.5 * self._carried",
+        "self._terms -= self._bases",
+        "self._terms -= 0.5 * self._bases",
         (
             "test_samplers.py::test_churn_is_algorithm_2",
             "test_samplers.py::test_a_perfect_model_keeps_the_sample_on_its_line",
@@ -694,7 +883,7 @@ def verdict(killers: tuple[str, ...], outcomes: dict[str, str]) -> str:
 def copied(mutant: "Mutant | None", folder: str) -> Path:
     """A copy of ``core`` with an error planted, or without."""
     core = Path(folder).resolve() / "core"
-    shutil.copytree(ROOT / "core", core, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    shutil.copytree(ROOT / "core", core, ignore=shutil.ignore_patterns("__pycache__", "digit*.npz"))
     if mutant is not None:
         mutant.apply(core)
     return core

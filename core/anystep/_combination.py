@@ -9,6 +9,9 @@ model's output m:
 - c_x from 2: c_x (x + (c_m / c_x) m + ...). Such a row takes a large multiple of a small difference, as
   x̂₀ = (x - σ ε) / α does at high noise, and an error of c_x only scales the result. Where the ratio r = c_m / c_x is near
   -1, it is carried too: c_x ((x - m) + (r + 1) m + ...).
+
+Where c_x is below 1/2, the first memory with a coefficient in [1/2, 2) takes the place of x in the second form: methods of
+several stages keep there the sample that a step started from.
 """
 
 from collections.abc import Sequence
@@ -20,12 +23,16 @@ from anystep._array import Array, Float64, expand, kind, like, place
 
 __all__ = ["Combination", "Row"]
 
+_MEMORY = 3
+"""Column of the first memory."""
+
 
 class Row(NamedTuple):
-    """One combination, ready to apply: scale * ((x if carried, - m if opposed) + the sum of the terms)."""
+    """One combination, ready to apply: scale * ((the base, - m if opposed) + the sum of the terms)."""
 
     scale: float
-    carried: bool
+    base: int | None
+    """Column of the array that is added as it is, or None."""
     opposed: bool
     terms: tuple[tuple[int, float], ...]
     """(column, coefficient) of each further term, none of them 0."""
@@ -38,6 +45,8 @@ class Combination:
     ----------
     table
         Coefficients, shape (N, columns).
+    memories
+        How many columns from the fourth on are memories; noises follow.
 
     Examples
     --------
@@ -46,27 +55,31 @@ class Combination:
     array([1., 3.])
     """
 
-    def __init__(self, table: Float64) -> None:
+    def __init__(self, table: Float64, memories: int = 0) -> None:
+        count, width = table.shape
         used = (table != 0).any(axis=0)
         # Decided by each row alone, so that a row is summed alike whatever plan it stands in.
         first = np.where((table[:, 1:] != 0).any(axis=1), table[:, 0], 0.0)
+        base = np.where(first >= 0.5, 0, -1)
+        if memories:
+            states = table[:, _MEMORY : _MEMORY + memories]
+            known = (states >= 0.5) & (states < 2.0)
+            begun = known.any(axis=1) & (base < 0) & ((table != 0).sum(axis=1) > 1)
+            base[begun] = _MEMORY + known[begun].argmax(axis=1)
         self._scales = np.where(first >= 2.0, first, 1.0)
         self._terms = table / self._scales[:, None]
-        self._carried = first >= 0.5
-        self._opposed = np.zeros(len(table), dtype=bool)
-        if table.shape[1] > 1:
-            self._opposed = (first >= 2.0) & (self._terms[:, 1] > -2.0) & (self._terms[:, 1] <= -0.5)
-            self._terms[:, 1] += self._opposed
-        self._terms[:, 0] -= self._carried
+        self._bases = np.zeros((count, width))
+        self._bases[base >= 0, base[base >= 0]] = 1.0
+        opposed = np.zeros(count, dtype=bool)
+        if width > 1:
+            opposed = (first >= 2.0) & (self._terms[:, 1] > -2.0) & (self._terms[:, 1] <= -0.5)
+            self._bases[opposed, 1] = -1.0
+        self._terms -= self._bases
         self.columns: tuple[int, ...] = tuple(np.flatnonzero(used).tolist())
+        self._base_columns: tuple[int, ...] = tuple(np.flatnonzero((self._bases != 0).any(axis=0)).tolist())
         # Plain lists, so that a compiler that traces a step meets no NumPy.
-        self._listed = (
-            self._scales.tolist(),
-            self._carried.tolist(),
-            self._opposed.tolist(),
-            self._terms.tolist(),
-        )
-        self._needs_scale, self._needs_opposed = bool((self._scales != 1.0).any()), bool(self._opposed.any())
+        self._listed = self._scales.tolist(), base.tolist(), opposed.tolist(), self._terms.tolist()
+        self._needs_scale = bool((self._scales != 1.0).any())
         self._rows: dict[int, Row] = {}
         self._gathered: dict[Any, Array] = {}
 
@@ -87,21 +100,22 @@ class Combination:
         for column, coefficient in row.terms:
             term = arrays[column] * coefficient
             total = term if total is None else total + term
-        if row.carried:
-            base = arrays[0] - arrays[1] if row.opposed else arrays[0]
+        if row.base is not None:
+            base = arrays[row.base] - arrays[1] if row.opposed else arrays[row.base]
             total = base if total is None else base + total
         if total is None:
             return arrays[0] * 0.0
         # Never an input itself, so that a caller may write to the result.
-        return total * row.scale if row.scale != 1.0 or total is arrays[0] else total
+        return total * row.scale if row.scale != 1.0 or not row.terms else total
 
     def row(self, i: int) -> Row:
         """Combination ``i`` in the form in which it is summed."""
         row = self._rows.get(i)
         if row is None:
-            scales, carried, opposed, table = self._listed
+            scales, bases, opposed, table = self._listed
             terms = tuple([(c, table[i][c]) for c in self.columns if table[i][c] != 0])
-            row = self._rows[i] = Row(scales[i], carried[i], opposed[i], terms)
+            base = bases[i] if bases[i] >= 0 else None
+            row = self._rows[i] = Row(scales[i], base, opposed[i], terms)
         return row
 
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:
@@ -114,20 +128,23 @@ class Combination:
         def coefficient(k: int) -> Array:
             return expand(rows[..., k], x)
 
-        base = arrays[0] * coefficient(0)
-        if self._needs_opposed:
-            base = base + arrays[1] * coefficient(1)
-        total = None
+        base = total = None
+        for k, column in enumerate(self._base_columns):
+            term = arrays[column] * coefficient(k)
+            base = term if base is None else base + term
+        scale = len(self._base_columns)
         for k, column in enumerate(self.columns):
-            term = arrays[column] * coefficient(3 + k)
+            term = arrays[column] * coefficient(scale + 1 + k)
             total = term if total is None else total + term
-        total = base if total is None else base + total
-        return total * coefficient(2) if self._needs_scale else total
+        if total is None:
+            return arrays[0] * 0.0
+        total = total if base is None else base + total
+        return total * coefficient(scale) if self._needs_scale else total
 
     def _table(self, x: Array) -> Array:
-        """Coefficients on the device of ``x``: of x and m in the base, the scale, and the terms."""
+        """Coefficients on the device of ``x``: of the base, the scale, and the terms."""
         values = np.column_stack(
-            [self._carried, -1.0 * self._opposed, self._scales, self._terms[:, list(self.columns)]]
+            [self._bases[:, list(self._base_columns)], self._scales, self._terms[:, list(self.columns)]]
         )
         where = place(x)
         if where is None:  # JAX: a table made while tracing belongs to that trace alone

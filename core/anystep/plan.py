@@ -13,7 +13,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anystep._array import Float64
-from anystep._combination import Combination
+from anystep._combination import Combination, Row
 from anystep._files import write_atomically
 from anystep.levels import Levels
 from anystep.predictions import Prediction
@@ -71,6 +71,8 @@ class Plan:
     estimate: Float64
     update: Float64
     threshold: Threshold | None = None
+    fused: dict[tuple[int, type, Any], Any] = field(default_factory=dict, init=False, repr=False)
+    """What backends have made of calls, by (call, type, dtype); filled by `anystep.update`."""
 
     def __post_init__(self) -> None:
         for name in _TABLES:
@@ -147,12 +149,33 @@ class Plan:
         """
         # The next sample is always a new array, so that a caller may write to it.
         tables = [self.folded[:, row] for row in range(1 + self.memories)]
-        return tuple((_moved(table) if row else None, Combination(table)) for row, table in enumerate(tables))
+        return tuple(
+            (_moved(table) if row else None, Combination(table, self.memories))
+            for row, table in enumerate(tables)
+        )
 
     @cached_property
     def moves(self) -> tuple[tuple[int | None, ...], ...]:
         """For each call, the column that each output passes on unchanged, or None; never for the sample."""
         return tuple((None, *(_moved(row[None]) for row in rows[1:])) for rows in self.folded)
+
+    def outputs(self, i: int) -> tuple[int | Row, ...]:
+        """How to form each output of call ``i`` from the arrays (x, m, memories, noises), which have no x̂₀ among them.
+
+        The position of the array that is passed on unchanged, or the row of a combination whose columns are such
+        positions. Only where there is no threshold.
+        """
+
+        def place(column: int) -> int:
+            return column - (column > X0)
+
+        found: list[int | Row] = []
+        for source, (_, combination) in zip(self.moves[i], self.combinations, strict=True):
+            row = combination.row(i)
+            terms = tuple([(place(column), value) for column, value in row.terms])
+            row = row._replace(base=None if row.base is None else place(row.base), terms=terms)
+            found.append(row if source is None else place(source))
+        return tuple(found)
 
     @cached_property
     def estimate_combination(self) -> Combination:
@@ -322,7 +345,7 @@ def _moved(table: Float64) -> int | None:
     return None if source == X0 else source
 
 
-_TABLES = tuple(field.name for field in fields(Plan) if field.name != "threshold")
+_TABLES = tuple(part.name for part in fields(Plan) if part.init and part.name != "threshold")
 _FORMAT = "anystep plan 1"
 
 

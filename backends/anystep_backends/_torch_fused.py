@@ -1,0 +1,116 @@
+"""A row of a plan as PyTorch kernels that scale and add at once: k of them for k terms, k - 1 if the sample's weight is 1.
+
+The order of summation is chosen for accuracy at that number of kernels: in x + Σ c_k v_k, with c the largest c_k, first
+u = v + Σ (c_k / c) v_k and then x + c u, so that only small numbers are rounded before x is met once. With fused
+multiply-add, a float32 trajectory ends within 5 % of the error of float64 sums rounded once a step; summing into x, with
+the same number of kernels, is 1.3 to 1.9 times as far off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from anystep import Plan
+from anystep._combination import Row
+
+from ._fused import Combination, Step, stepper
+
+__all__ = ["fuse"]
+
+Tensors = Sequence[torch.Tensor]
+
+BLOCK = 2**17
+"""Elements that are widened and summed at a time, for each thread."""
+LARGE = 2**19
+"""Elements from which blocks are faster, where each block needs room beside its result."""
+
+
+def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
+    """Row ``i`` for tensors like ``x``; None while compiling, since a compiler fuses by itself."""
+    if torch.compiler.is_compiling():
+        return None
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return stepper(plan, i, _rounded if half else _combination)
+
+
+def _combination(row: Row) -> Combination:
+    if row.base is None:
+        return partial(_sum, row.terms or ((0, 0.0),))
+    if not row.opposed and row.scale == 1.0:
+        return _increment(row)
+    start = (torch.sub, 1, {}) if row.opposed else (torch.add, row.terms[0][0], {"alpha": row.terms[0][1]})
+    return partial(_scaled, *start, row.terms if row.opposed else row.terms[1:], _scalar(row.scale))
+
+
+def _scalar(value: float) -> torch.Tensor:
+    """A 0-d tensor: it does not promote, and takes 2 µs less than a Python float."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _sum(terms: Sequence[tuple[int, Any]], arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+    (first, c), *rest = terms
+    total = torch.mul(arrays[first], c, out=out)  # x comes first, where it is among them
+    for k, value in rest:
+        total.add_(arrays[k], alpha=value)
+    return total
+
+
+def _scaled(
+    start: Any, second: int, options: Any, terms: Any, scale: Any, arrays: Tensors, out: torch.Tensor | None
+) -> torch.Tensor:
+    total = start(arrays[0], arrays[second], **options, out=out)
+    for k, value in terms:
+        total.add_(arrays[k], alpha=value)
+    return total.mul_(scale)
+
+
+def _increment(row: Row) -> Combination:
+    base = row.base or 0
+    p, c = max(row.terms, key=lambda term: abs(term[1]))
+    others = [(k, value / c) for k, value in row.terms if k != p]
+    if not others:
+        return lambda arrays, out: torch.add(arrays[base], arrays[p], alpha=c, out=out)
+    (first, ratio), *rest = others
+
+    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+        total = torch.add(arrays[p], arrays[first], alpha=ratio)
+        for k, value in rest:
+            total.add_(arrays[k], alpha=value)
+        return torch.add(arrays[base], total, alpha=c, out=total if out is None else out)
+
+    return partial(_in_blocks, combination, True)
+
+
+def _rounded(row: Row) -> Combination:
+    """Half precision: combined in float32, rounded once."""
+    wide = _combination(row)
+    used = {row.base, *(k for k, _ in row.terms), *([1] if row.opposed else [])}
+
+    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+        total = wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)
+        return total.to(arrays[0].dtype) if out is None else out.copy_(total)
+
+    return partial(_in_blocks, combination, False)
+
+
+def _in_blocks(
+    combination: Combination, only_in_place: bool, arrays: Tensors, out: torch.Tensor | None
+) -> torch.Tensor:
+    """A combination that needs room beside its result, done piece by piece where that would not fit a cache."""
+    x = arrays[0]
+    if (
+        (only_in_place and out is None)
+        or x.numel() < LARGE
+        or x.device.type != "cpu"
+        or any(array.requires_grad or not array.is_contiguous() for array in arrays)
+    ):
+        return combination(arrays, out)
+    result = torch.empty_like(x) if out is None else out
+    size = BLOCK * torch.get_num_threads()
+    for end, *parts in zip(*(array.view(-1).split(size) for array in (result, *arrays)), strict=True):
+        combination(parts, end)
+    return result
