@@ -167,6 +167,7 @@ def test_kernels_of_a_torch_step(subject):
                 )
                 terms = {
                     *dict(output.terms),
+                    *dict(output.late),
                     *([] if output.base is None else [output.base]),
                     *([1] if output.opposed else []),
                 }

@@ -38,12 +38,6 @@ STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 
 LOOSER = (
     Looser(
-        0.3,
-        "as below, from sigma = 20291 to 0.006, and noise of 0.006 is added to 20291 m before x cancels that, where it is "
-        "rounded to 0.002: diffusers adds it after",
-        ("squaredcos_cap_v2, linspace-2",),
-    ),
-    Looser(
         3e-3,
         "x + derivative * dt cancels in float32 where one step takes the state from sigma = 157 to 0.01",
         ("*-2",),

@@ -23,12 +23,13 @@ class _Form(NamedTuple):
     base: int | None
     opposed: bool
     scaled: bool
+    late: tuple[int, ...]
 
     @property
     def reads(self) -> tuple[int, ...]:
         """The arrays that it reads."""
         base = () if self.base is None else (self.base,)
-        return tuple(sorted({*self.columns, *base, *((1,) if self.opposed else ())}))
+        return tuple(sorted({*self.columns, *self.late, *base, *((1,) if self.opposed else ())}))
 
     def source(self) -> str:
         """The combination in C, from arrays v0, v1, ... and coefficients c0, c1, ... of the working type."""
@@ -36,6 +37,9 @@ class _Form(NamedTuple):
         if self.base is not None:
             base = f"(W)v{self.base}"
             total = f"{f'({base} - (W)v1)' if self.opposed else base} + ({total})"
+        total = " + ".join(
+            [f"({total})", *(f"c{len(self.columns) + n} * (W)v{k}" for n, k in enumerate(self.late))]
+        )
         return f"out = (T)({f'scale * ({total})' if self.scaled else total})"
 
 
@@ -45,8 +49,9 @@ def fuse(plan: Plan, i: int, x: Any) -> Step | None:
 
 
 def _combination(row: Row) -> Combination:
-    form = _Form(tuple([k for k, _ in row.terms]), row.base, row.opposed, row.scale != 1.0)
-    numbers = [c for _, c in row.terms] + ([row.scale] if form.scaled else [])
+    terms, late = (tuple([k for k, _ in part]) for part in (row.terms, row.late))
+    form = _Form(terms, row.base, row.opposed, row.scale != 1.0, late)
+    numbers = [c for _, c in (*row.terms, *row.late)] + ([row.scale] if form.scaled else [])
     reads = form.reads
 
     def combination(arrays: Sequence[Any], out: Any) -> Any:
@@ -63,6 +68,8 @@ def _kernel(form: _Form, char: str) -> Any:
     # CuPy takes NumPy's names for parameters, where "float" would be 64 bits, and C's in the source.
     work, in_c = ("float64", "double") if char == "d" else ("float32", "float")
     arrays = [f"T v{k}" for k in form.reads or (0,)]
-    numbers = [f"{work} c{n}" for n in range(len(form.columns))] + ([f"{work} scale"] if form.scaled else [])
+    numbers = [f"{work} c{n}" for n in range(len(form.columns) + len(form.late))] + (
+        [f"{work} scale"] if form.scaled else []
+    )
     source = form.source().replace("(W)", f"({in_c})")
     return cp.ElementwiseKernel(", ".join(arrays + numbers), "T out", source, "anystep_combination")

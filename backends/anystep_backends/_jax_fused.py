@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from anystep import Plan, State
+from anystep._combination import Row
 
 from ._fused import Step
 
@@ -24,6 +25,12 @@ class _Form(NamedTuple):
     columns: tuple[int, ...]
     base: int | None
     opposed: bool
+    late: tuple[int, ...]
+
+
+def _form(row: Row) -> _Form:
+    terms, late = (tuple([k for k, _ in part]) for part in (row.terms, row.late))
+    return _Form(terms, row.base, row.opposed, late)
 
 
 def fuse(plan: Plan, i: int, x: jax.Array) -> Step | None:
@@ -32,10 +39,10 @@ def fuse(plan: Plan, i: int, x: jax.Array) -> Step | None:
         return None
     outputs = plan.outputs(i)
     rows = [one for one in outputs if not isinstance(one, int)]
-    numbers = [value for row in rows for value in (*(c for _, c in row.terms), row.scale)]
+    numbers = [value for row in rows for value in (*(c for _, c in (*row.terms, *row.late)), row.scale)]
     # On the host: jit moves them together with the call, and a device array would have to be where x is.
     values = np.asarray(numbers, jnp.float32 if x.dtype in (jnp.float16, jnp.bfloat16) else x.dtype)
-    forms = tuple([_Form(tuple([k for k, _ in row.terms]), row.base, row.opposed) for row in rows])
+    forms = tuple([_form(row) for row in rows])
     combine, overwrite = _compiled(forms)
     moves = tuple([one if isinstance(one, int) else None for one in outputs[1:]])
     if 0 in moves:
@@ -76,5 +83,7 @@ def _combine(
             base = wide[form.base] - wide[1] if form.opposed else wide[form.base]
             total = base if total is None else base + total
         total = jnp.zeros_like(wide[0]) if total is None else total
+        for k in form.late:
+            total = total + wide[k] * next(numbers)
         out.append((total * next(numbers)).astype(x.dtype))
     return out

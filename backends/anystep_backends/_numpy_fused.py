@@ -33,6 +33,7 @@ def fuse(plan: Plan, i: int, x: Values) -> Step | None:
 def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
     # Coefficients as 0-d arrays: NumPy takes 0.4 µs longer over a Python float.
     terms = [(k, np.asarray(c, dtype)) for k, c in row.terms or [(0, 0.0)]]
+    late = [(k, np.asarray(c, dtype)) for k, c in row.late]
     (first, factor), *rest = terms
     base, opposed, scale = (
         row.base,
@@ -46,6 +47,8 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
             np.add(total, np.multiply(arrays[k], c, spare), total)
         if base is not None:
             np.add(np.subtract(arrays[base], arrays[1], spare) if opposed else arrays[base], total, total)
+        for k, c in late:
+            np.add(total, np.multiply(arrays[k], c, spare), total)
         return total if scale is None else np.multiply(total, scale, total)
 
     def combination(arrays: Sequence[Values], out: Values | None) -> Values:

@@ -38,12 +38,28 @@ def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
 
 
 def _combination(row: Row) -> Combination:
+    if row.late:
+        return _late(row)
     if row.base is None:
         return partial(_sum, row.terms or ((0, 0.0),))
     if not row.opposed and row.scale == 1.0:
         return _increment(row)
     start = (torch.sub, 1, {}) if row.opposed else (torch.add, row.terms[0][0], {"alpha": row.terms[0][1]})
     return partial(_scaled, *start, row.terms if row.opposed else row.terms[1:], _scalar(row.scale))
+
+
+def _late(row: Row) -> Combination:
+    """What is added last, before the scale."""
+    early = _combination(row._replace(scale=1.0, late=()))
+    scale = None if row.scale == 1.0 else _scalar(row.scale)
+
+    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+        total = early(arrays, out)
+        for k, value in row.late:
+            total.add_(arrays[k], alpha=value)
+        return total if scale is None else total.mul_(scale)
+
+    return combination
 
 
 def _scalar(value: float) -> torch.Tensor:
@@ -88,7 +104,7 @@ def _increment(row: Row) -> Combination:
 def _rounded(row: Row) -> Combination:
     """Half precision: combined in float32, rounded once."""
     wide = _combination(row)
-    used = {row.base, *(k for k, _ in row.terms), *([1] if row.opposed else [])}
+    used = {row.base, *(k for k, _ in (*row.terms, *row.late)), *([1] if row.opposed else [])}
 
     def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
         total = wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)

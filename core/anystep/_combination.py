@@ -11,7 +11,9 @@ model's output m:
   -1, it is carried too: c_x ((x - m) + (r + 1) m + ...).
 
 Where c_x is below 1/2, the first memory with a coefficient in [1/2, 2) takes the place of x in the second form: methods of
-several stages keep there the sample that a step started from.
+several stages keep there the sample that a step started from. In both carried forms a noise whose coefficient is below
+c_m / 256 is added last: where the step goes from much noise to little, x cancels most of c_m m, and what was added to c_m m
+before would have lost those digits.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ _MEMORY = 3
 
 
 class Row(NamedTuple):
-    """One combination, ready to apply: scale * ((the base, - m if opposed) + the sum of the terms)."""
+    """One combination, ready to apply: scale * ((the base, - m if opposed) + the sum of the terms + the late ones)."""
 
     scale: float
     base: int | None
@@ -36,6 +38,8 @@ class Row(NamedTuple):
     opposed: bool
     terms: tuple[tuple[int, float], ...]
     """(column, coefficient) of each further term, none of them 0."""
+    late: tuple[tuple[int, float], ...] = ()
+    """Those that are added one by one to the sum of base and terms."""
 
 
 class Combination:
@@ -75,10 +79,22 @@ class Combination:
             opposed = (first >= 2.0) & (self._terms[:, 1] > -2.0) & (self._terms[:, 1] <= -0.5)
             self._bases[opposed, 1] = -1.0
         self._terms -= self._bases
+        self._late = np.zeros((count, width))
+        noises = slice(_MEMORY + memories, None)
+        small = np.abs(self._terms[:, noises]) < np.abs(self._terms[:, 1:2]) / 256
+        self._late[:, noises] = np.where(small & (base >= 0)[:, None], self._terms[:, noises], 0.0)
+        self._terms -= self._late
         self.columns: tuple[int, ...] = tuple(np.flatnonzero(used).tolist())
         self._base_columns: tuple[int, ...] = tuple(np.flatnonzero((self._bases != 0).any(axis=0)).tolist())
         # Plain lists, so that a compiler that traces a step meets no NumPy.
-        self._listed = self._scales.tolist(), base.tolist(), opposed.tolist(), self._terms.tolist()
+        self._listed = (
+            self._scales.tolist(),
+            base.tolist(),
+            opposed.tolist(),
+            self._terms.tolist(),
+            self._late.tolist(),
+        )
+        self._late_columns: tuple[int, ...] = tuple(np.flatnonzero((self._late != 0).any(axis=0)).tolist())
         self._needs_scale = bool((self._scales != 1.0).any())
         self._rows: dict[int, Row] = {}
         self._gathered: dict[Any, Array] = {}
@@ -105,6 +121,8 @@ class Combination:
             total = base if total is None else base + total
         if total is None:
             return arrays[0] * 0.0
+        for column, coefficient in row.late:
+            total = total + arrays[column] * coefficient
         # Never an input itself, so that a caller may write to the result.
         return total * row.scale if row.scale != 1.0 or not row.terms else total
 
@@ -112,10 +130,10 @@ class Combination:
         """Combination ``i`` in the form in which it is summed."""
         row = self._rows.get(i)
         if row is None:
-            scales, bases, opposed, table = self._listed
-            terms = tuple([(c, table[i][c]) for c in self.columns if table[i][c] != 0])
+            scales, bases, opposed, *tables = self._listed
+            terms, late = (tuple([(c, t[i][c]) for c in self.columns if t[i][c] != 0]) for t in tables)
             base = bases[i] if bases[i] >= 0 else None
-            row = self._rows[i] = Row(scales[i], base, opposed[i], terms)
+            row = self._rows[i] = Row(scales[i], base, opposed[i], terms, late)
         return row
 
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:
@@ -139,12 +157,19 @@ class Combination:
         if total is None:
             return arrays[0] * 0.0
         total = total if base is None else base + total
+        for k, column in enumerate(self._late_columns):
+            total = total + arrays[column] * coefficient(scale + 1 + len(self.columns) + k)
         return total * coefficient(scale) if self._needs_scale else total
 
     def _table(self, x: Array) -> Array:
-        """Coefficients on the device of ``x``: of the base, the scale, and the terms."""
+        """Coefficients on the device of ``x``: of the base, the scale, the terms, and the late ones."""
         values = np.column_stack(
-            [self._bases[:, list(self._base_columns)], self._scales, self._terms[:, list(self.columns)]]
+            [
+                self._bases[:, list(self._base_columns)],
+                self._scales,
+                self._terms[:, list(self.columns)],
+                self._late[:, list(self._late_columns)],
+            ]
         )
         where = place(x)
         if where is None:  # JAX: a table made while tracing belongs to that trace alone

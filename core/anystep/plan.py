@@ -172,8 +172,8 @@ class Plan:
         found: list[int | Row] = []
         for source, (_, combination) in zip(self.moves[i], self.combinations, strict=True):
             row = combination.row(i)
-            terms = tuple([(place(column), value) for column, value in row.terms])
-            row = row._replace(base=None if row.base is None else place(row.base), terms=terms)
+            terms, late = (tuple([(place(c), value) for c, value in part]) for part in (row.terms, row.late))
+            row = row._replace(base=None if row.base is None else place(row.base), terms=terms, late=late)
             found.append(row if source is None else place(source))
         return tuple(found)
 
