@@ -1,7 +1,8 @@
 """Planted errors, one line each, and the tests that must notice: `python tests/mutants.py [id ...]` runs them.
 
-Every mutant gets its own copy of ``core``, which its tests import instead of the package; a test that passes on it does not
-test what it says. Prints a Markdown table; exits with 1 if a mutant survives one of its killers, with 2 if something did not run.
+Every mutant gets its own copy of ``core`` and ``backends``, which its tests import instead of the packages; a test that
+passes on it does not test what it says. Prints a Markdown table; exits with 1 if a mutant survives one of its killers, with 2
+if something did not run.
 """
 
 import argparse
@@ -23,10 +24,11 @@ import json, os, sys
 from pathlib import Path
 
 copy = Path(os.environ["ANYSTEP_COPY"])
-sys.path.insert(0, str(copy))
+sys.path[:0] = [str(copy / "core"), str(copy / "backends")]
 import anystep, hypothesis
 
-assert Path(anystep.__file__).is_relative_to(copy), anystep.__file__
+import anystep_backends
+assert all(Path(package.__file__).is_relative_to(copy) for package in (anystep, anystep_backends))
 # A failure is all that is asked for, not the least example.
 hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
 hypothesis.settings.load_profile("mutants")
@@ -37,7 +39,7 @@ def pytest_runtest_logreport(report):
         outcomes[report.nodeid] = report.outcome if report.when == "call" else "error"
 
 def pytest_sessionfinish():
-    strays = [name for name, module in sys.modules.items() if name.split(".")[0] == "anystep"
+    strays = [name for name, module in sys.modules.items() if name.split(".")[0] in ("anystep", "anystep_backends")
               and getattr(module, "__file__", None) and not Path(module.__file__).is_relative_to(copy)]
     assert not strays, strays
     Path(os.environ["ANYSTEP_OUTCOMES"]).write_text(json.dumps(outcomes))
@@ -50,7 +52,7 @@ class Mutant:
 
     id: str
     file: str
-    """Below core/anystep."""
+    """Below core/anystep, or from backends/ on."""
     original: str
     """Text that occurs exactly once."""
     mutated: str
@@ -59,11 +61,16 @@ class Mutant:
 
     @property
     def path(self) -> Path:
-        return ROOT / "core" / "anystep" / self.file
+        return ROOT / self.place
 
-    def apply(self, core: Path) -> None:
-        """Plant the error in a copy of ``core``."""
-        target = core / "anystep" / self.file
+    @property
+    def place(self) -> Path:
+        """Of the file, in the repository or a copy of it."""
+        return Path(self.file if self.file.startswith("backends/") else f"core/anystep/{self.file}")
+
+    def apply(self, copy: Path) -> None:
+        """Plant the error in a copy."""
+        target = copy / self.place
         text = target.read_text()
         if text.count(self.original) != 1:
             raise ValueError(
@@ -73,6 +80,42 @@ class Mutant:
 
 
 MUTANTS = [
+    # ------------------------------------------------------------------ what errors and neighbours must leave alone
+    Mutant(
+        "failed-config-is-kept",
+        "schedulers/_config.py",
+        "            attributes.update(before)",
+        "            attributes.update({**before, '_internal_dict': FrozenDict(config)})",
+        ("test_fuzz.py::test_a_config_that_is_replaced_in_a_run",),
+    ),
+    Mutant(
+        "run-kept-on-the-class",
+        "schedulers/_indexed.py",
+        "        self._run = _Run(index + 1,",
+        "        type(self)._run = _Run(index + 1,",
+        ("test_shared.py::test_two_requests_interleaved_on_clones", "test_shared.py::test_tasks_that_take_turns"),
+    ),
+    Mutant(
+        "noise-before-the-check",
+        "schedulers/ddpm.py",
+        'matching(sample, model_output, "model_output")',
+        'matching(sample, sample, "model_output")',
+        ("test_shared.py::test_used_again_after_errors",),
+    ),
+    Mutant(
+        "unfinished-file-left",
+        "_files.py",
+        "unfinished.unlink(missing_ok=True)",
+        "unfinished.exists()",
+        ("test_fuzz.py::test_paths_lead_nowhere_else",),
+    ),
+    Mutant(
+        "subfolder-leads-out",
+        "schedulers/_mixin.py",
+        'if parts.anchor or ".." in parts.parts or',
+        "if parts.anchor or",
+        ("test_fuzz.py::test_paths_lead_nowhere_else",),
+    ),
     # ------------------------------------------------------------------ counter noise
     Mutant(
         "threefry-rotation",
@@ -126,6 +169,16 @@ MUTANTS = [
         "xp.stack(pair, axis=-1)",
         "xp.stack(pair[::-1], axis=-1)",
         ("test_noise.py::test_layout", "test_noise.py::test_the_numbers_of_this_version"),
+    ),
+    Mutant(
+        "noise-blocks-begin-alike",
+        "_counter.py",
+        "xp.arange(first // 2, (first + elements + 1) // 2,",
+        "xp.arange(0, (elements + 1) // 2,",
+        (
+            "test_noise.py::test_large_arrays_agree",
+            "test_noise.py::test_values_repeat_as_often_as_their_grid_says",
+        ),
     ),
     Mutant(
         "noise-laws-share-a-key",
@@ -387,8 +440,8 @@ MUTANTS = [
     Mutant(
         "stretch-to-the-complement",
         "spacings/flow.py",
-        "return 1 - rest * ((1 - terminal) / rest[-1])",
-        "return 1 - rest * (terminal / rest[-1])",
+        "return 1 - rest / (rest[-1] / (1 - terminal))",
+        "return 1 - rest / (rest[-1] / terminal)",
         ("test_spacings.py::test_stretch",),
     ),
     # ------------------------------------------------------------------ rectified flow
@@ -661,6 +714,153 @@ MUTANTS = [
         ("test_parity_heun.py::test_begun_at_any_row",),
     ),
     Mutant(
+        "phi-cancels",
+        "samplers/_phi.py",
+        "np.abs(points) < 1.5 * (k - 1)",
+        "np.abs(points) < 0.01 * (k - 1)",
+        ("test_dpm_solver.py::test_phi_to_a_few_ulp",),
+    ),
+    Mutant(
+        "dpm-half-of-the-third-order",
+        "samplers/dpm_solver.py",
+        "size * h**3 * phi(3, z)",
+        "size * h**3 * phi(3, z) / 2",
+        (
+            "test_dpm_solver.py::test_coefficients_are_the_papers_integrals",
+            "test_dpm_solver.py::test_order_of_convergence",
+            "test_parity_dpmsolver_multistep.py::test_loop",
+        ),
+    ),
+    Mutant(
+        "dpm-whole-step-for-the-midpoint",
+        "samplers/dpm_solver.py",
+        "phi(1, z) / 2, phi(2, z)",
+        "phi(1, z), phi(2, z)",
+        (
+            "test_dpm_solver.py::test_coefficients_are_the_papers_integrals",
+            "test_dpm_solver.py::test_order_of_convergence",
+        ),
+    ),
+    Mutant(
+        "dpm-noise-of-half-the-step",
+        "samplers/dpm_solver.py",
+        "np.maximum(-np.expm1(-2 * h), 0.0)",
+        "np.maximum(-np.expm1(-h), 0.0)",
+        (
+            "test_dpm_solver.py::test_true_estimates_land_on_the_next_level",
+            "test_dpm_solver.py::test_variance_of_the_sde",
+        ),
+    ),
+    Mutant(
+        "dpm-divides-by-equal-levels",
+        "samplers/dpm_solver.py",
+        "near = np.where(near == 0, np.inf, near)",
+        "near = np.where(near == 0, 1.0, near)",
+        ("test_dpm_solver.py::test_a_step_between_equal_levels_changes_nothing",),
+    ),
+    Mutant(
+        "dpm-nodes-of-one-distance",
+        "samplers/dpm_solver.py",
+        "_width(levels.cur[: levels.steps - j], levels.cur[j:])",
+        "j * _width(levels.cur[: levels.steps - 1], levels.cur[1:])[j - 1 :]",
+        (
+            "test_dpm_solver.py::test_coefficients_are_the_papers_integrals",
+            "test_dpm_solver.py::test_order_of_convergence",
+        ),
+    ),
+    Mutant(
+        "dpm-few-steps-are-sixteen",
+        "schedulers/dpmsolver_multistep.py",
+        "count < 15",
+        "count < 16",
+        ("test_parity_dpmsolver_multistep.py::test_loop",),
+    ),
+    Mutant(
+        "dpm-late-run-has-a-history",
+        "schedulers/dpmsolver_multistep.py",
+        "else index - self.lower_order_nums",
+        "else 0",
+        (
+            "test_parity_dpmsolver_multistep.py::test_loop",
+            "test_parity_dpmsolver_multistep.py::test_loop_in_float64",
+        ),
+    ),
+    Mutant(
+        "lambda-begins-at-the-second",
+        "schedulers/_lambda.py",
+        "len(rows) > 1 and rows[0] else",
+        "len(rows) > 1 else",
+        (
+            "test_parity_dpmsolver_multistep.py::test_every_number_of_steps_runs",
+            "test_parity_dpmsolver_multistep.py::test_the_second_of_two_equal_timesteps_unless_it_is_the_first_of_all",
+        ),
+    ),
+    Mutant(
+        "lambda-reads-velocity-right",
+        "schedulers/_lambda.py",
+        '"v_prediction": self._flow,',
+        '"v_prediction": False,',
+        ("test_parity_dpmsolver_multistep.py::test_loop",),
+    ),
+    Mutant(
+        "unipc-third-for-a-half",
+        "samplers/unipc.py",
+        "self._b[i] / 2]",
+        "self._b[i] / 3]",
+        ("test_unipc.py::test_rows_are_the_papers", "test_unipc.py::test_unip_2_bh2_is_dpm_solver_2m"),
+    ),
+    Mutant(
+        "unipc-steps-from-the-predicted-sample",
+        "samplers/unipc.py",
+        "row[0] = carry * corrected",
+        "row[0, X] = carry",
+        ("test_unipc.py::test_the_loop_of_the_paper", "test_unipc.py::test_order_with_the_corrector"),
+    ),
+    Mutant(
+        "unipc-skips-the-wrong-correction",
+        "samplers/unipc.py",
+        "i - 1 not in self.skip_corrector",
+        "i not in self.skip_corrector",
+        (
+            "test_unipc.py::test_skipped_steps_keep_the_predicted_sample",
+            "test_parity_unipc_multistep.py::test_loop",
+        ),
+    ),
+    Mutant(
+        "unipc-nodes-of-the-step-after",
+        "samplers/unipc.py",
+        "back += self._h[i - k]",
+        "back += self._h[i - k + 1]",
+        ("test_unipc.py::test_rows_are_the_papers", "test_unipc.py::test_order_of_the_predictor"),
+    ),
+    Mutant(
+        "unipc-grows-where-it-decays",
+        "samplers/unipc.py",
+        "phi(k + 1, -h)",
+        "phi(k + 1, h)",
+        (
+            "test_unipc.py::test_rows_are_the_papers",
+            "test_unipc.py::test_constant_estimates_land_on_the_next_level",
+        ),
+    ),
+    Mutant(
+        "unipc-counts-two-estimates-of-one-level",
+        "samplers/unipc.py",
+        "np.isfinite(u) and u not in found",
+        "np.isfinite(u)",
+        (
+            "test_unipc.py::test_a_step_between_equal_levels_changes_nothing",
+            "test_unipc.py::test_one_estimate_a_step_is_ddim",
+        ),
+    ),
+    Mutant(
+        "unipc-late-run-has-a-history",
+        "schedulers/unipc_multistep.py",
+        "max(0, index - held)",
+        "max(0, held - held)",
+        ("test_parity_unipc_multistep.py::test_loop", "test_parity_unipc_multistep.py::test_loop_in_float64"),
+    ),
+    Mutant(
         "ipndm-weight",
         "samplers/ipndm.py",
         "(55 / 24, -59 / 24, 37 / 24, -9 / 24)",
@@ -737,9 +937,86 @@ MUTANTS = [
     Mutant(
         "opposed-the-wrong-way",
         "_combination.py",
-        "self._terms[:, 1] += self._opposed",
-        "self._terms[:, 1] -= self._opposed",
+        "self._bases[opposed, 1] = -1.0",
+        "self._bases[opposed, 1] = 1.0",
         ("test_predictions.py::test_clipped_noise_prediction_at_pure_noise",),
+    ),
+    Mutant(
+        "fused-ratio-of-the-largest",
+        "backends/anystep_backends/_torch_fused.py",
+        "others = [(k, value / c) for k, value in row.terms if k != p]",
+        "others = [(k, value) for k, value in row.terms if k != p]",
+        ("test_fused.py::test_close_to_the_plain_path",),
+    ),
+    Mutant(
+        "fused-into-the-sample-first",
+        "backends/anystep_backends/_torch_fused.py",
+        "total = torch.add(arrays[p], arrays[first], alpha=ratio)",
+        "total = torch.add(arrays[p].bfloat16().float(), arrays[first], alpha=ratio)",
+        ("test_fused.py::test_a_float32_trajectory_is_as_exact_as_float64_sums",),
+    ),
+    Mutant(
+        "fused-writes-to-a-kept-sample",
+        "backends/anystep_backends/_fused.py",
+        "keeps = any(one == 0 for one in others if isinstance(one, int))",
+        "keeps = False",
+        ("test_fused.py::test_donated_memory",),
+    ),
+    Mutant(
+        "fused-numpy-block-out-of-place",
+        "backends/anystep_backends/_numpy_fused.py",
+        "here = slice(begin, begin + BLOCK)",
+        "here = slice(begin, begin + BLOCK - 1)",
+        ("test_fused.py::test_large_arrays_are_summed_alike",),
+    ),
+    Mutant(
+        "fused-jax-forgets-the-late",
+        "backends/anystep_backends/_jax_fused.py",
+        "total = total + wide[k] * next(numbers)",
+        "total = total + wide[k] * 0 * next(numbers)",
+        ("test_fused.py::test_close_to_the_plain_path",),
+    ),
+    Mutant(
+        "half-precision-not-widened",
+        "backends/anystep_backends/_torch_fused.py",
+        "wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)",
+        "wide(arrays, None)",
+        ("test_fused.py::test_half_precision_is_rounded_once",),
+    ),
+    Mutant(
+        "concatenated-noise-in-a-memory",
+        "plan.py",
+        "table[:, : 1 + plan.memories, fresh : fresh + plan.noises] = plan.update[:, :, known:]",
+        "table[:, : 1 + plan.memories, known : known + plan.noises] = plan.update[:, :, known:]",
+        ("test_mixed_batch.py::test_any_plans",),
+    ),
+    Mutant(
+        "noise-is-never-late",
+        "_combination.py",
+        "small = np.abs(self._terms[:, noises]) < np.abs(self._terms[:, 1:2]) / 256",
+        "small = np.abs(self._terms[:, noises]) < 0",
+        ("test_parity_euler_ancestral.py::test_loop",),
+    ),
+    Mutant(
+        "remembered-whatever-the-type",
+        "schedulers/_remembered.py",
+        "*map(type, given),",
+        "",
+        ("test_remembered.py::test_equal_arguments_of_other_types",),
+    ),
+    Mutant(
+        "remembered-whatever-the-corrections",
+        "schedulers/_remembered.py",
+        "scheduler._corrections,  # pyright: ignore[reportPrivateUsage]",
+        "",
+        ("test_remembered.py::test_what_an_answer_depends_on",),
+    ),
+    Mutant(
+        "remembered-list-is-shared",
+        "schedulers/_remembered.py",
+        "return value.copy() if value.__class__ is list else value",
+        "return value",
+        ("test_remembered.py::test_nothing_that_can_change_is_shared",),
     ),
     Mutant(
         "threshold-left-out",
@@ -823,16 +1100,17 @@ MUTANTS = [
 BY_ID = {mutant.id: mutant for mutant in MUTANTS}
 
 
-def run_tests(core: Path, killers: tuple[str, ...]) -> dict[str, str]:
-    """Outcome of each test on a copy of ``core``, by node id below tests."""
+def run_tests(copy: Path, killers: tuple[str, ...]) -> dict[str, str]:
+    """Outcome of each test on a copy, by node id below tests."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "anystep_guard.py").write_text(GUARD)
         outcomes = Path(folder) / "outcomes.json"
-        paths = [str(core), folder, str(ROOT / "backends"), str(ROOT / "conformance"), str(ROOT / "tests")]
+        ours = [str(copy / "core"), str(copy / "backends")]
+        paths = [*ours, folder, str(ROOT / "conformance"), str(ROOT / "tests")]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "ANYSTEP_COPY": str(core),
+            "ANYSTEP_COPY": str(copy),
             "ANYSTEP_OUTCOMES": str(outcomes),
             "OMP_NUM_THREADS": "1",
         }
@@ -881,12 +1159,13 @@ def verdict(killers: tuple[str, ...], outcomes: dict[str, str]) -> str:
 
 
 def copied(mutant: "Mutant | None", folder: str) -> Path:
-    """A copy of ``core`` with an error planted, or without."""
-    core = Path(folder).resolve() / "core"
-    shutil.copytree(ROOT / "core", core, ignore=shutil.ignore_patterns("__pycache__", "digit*.npz"))
+    """A copy of the packages with an error planted, or without."""
+    copy = Path(folder).resolve()
+    for part in ("core", "backends"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "digit*.npz"))
     if mutant is not None:
-        mutant.apply(core)
-    return core
+        mutant.apply(copy)
+    return copy
 
 
 def run(mutant: Mutant) -> str:

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 
-from anystep import Plan, State, estimate, init, scale_input, update
+from anystep import Plan, State, estimate, init, reproducible, scale_input, update
 from anystep_conformance.compare import BOUNDS, compare
 from anystep_conformance.libraries import LIBRARIES, WIDE, cases, library
 from anystep_conformance.subjects import SUBJECTS, scale_of
@@ -37,7 +37,7 @@ def noises(plan):
 def loop(plan, entry, dtype, index=lambda entry, i: i):
     """Everything that the step computes, on the host."""
     seen = []
-    with entry.scope(dtype):
+    with entry.scope(dtype), reproducible():
         state = init(plan, start(plan, entry, dtype))
         for i, noise in enumerate(noises(plan)):
             row = index(entry, i)
@@ -126,7 +126,8 @@ def test_jax_compiled_agrees_within_a_bound(subject, entry, dtype):
         for i, noise in enumerate(noises(plan)):
             output = model(plan, i, entry, state.x, dtype)
             noise = None if noise is None else entry.array(noise, dtype)
-            eager = update(plan, i, state, output, noise)
+            with reproducible():
+                eager = update(plan, i, state, output, noise)
             arrays = (state.x, output, *state.memory, *(() if noise is None else (noise,)))
             scale = scale_of(plan, i, list(map(entry.read, arrays)))
             found = [traced(entry.index(i), state, output, noise)]

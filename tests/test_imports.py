@@ -142,6 +142,7 @@ def test_backends_load_their_own_library_only():
 
 STANDARD = set(sys.stdlib_module_names)
 ELSEWHERE = {"array_api_compat": {"_array.py"}, "typer": {"cli.py"}, "rich": {"cli.py"}, "PIL": {"cli.py"}}
+ELSEWHERE[""] = {"_lazy.py"}  # a module of the package it is told
 """What else than the standard library and NumPy a file of the core may import when it is imported."""
 LATE = {"scipy", "huggingface_hub", "rich", "PIL"}
 """What functions may import, each an extra of the distribution."""

@@ -331,7 +331,7 @@ def test_ends_that_another_class_left_in_the_config(flag):
         results.append(find(NAME).from_config(euler.config, **{f"use_{flag}_sigmas": True}))
     theirs, ours = results
     plain = subject(NAME)(**{f"use_{flag}_sigmas": True})
-    corrected = ours.corrected("lms-foreign-ends")
+    corrected = ours.corrected("foreign-ends")
     for scheduler in (theirs, ours, plain, corrected):
         with quiet():
             scheduler.set_timesteps(9)

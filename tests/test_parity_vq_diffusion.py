@@ -399,11 +399,11 @@ FAILURES = [
         ValueError,
         r"model_output has shape \(2, 9, 5\): expected \(B, 8, L\)",
     ),
-    (lambda s: s.step(LOG_P, 5, X[:1]), ValueError, r"x_t \(1, 5\): expected \(B, K, L\) and \(B, L\)"),
+    (lambda s: s.step(LOG_P, 5, X[:1]), ValueError, r"sample \(1, 5\): expected \(B, K, L\) and \(B, L\)"),
     (
         lambda s: s.step(LOG_P, 5, X.astype(float)),
         TypeError,
-        "x_t has dtype float64: expected an integer dtype",
+        "sample has dtype float64: expected an integer dtype",
     ),
     (lambda s: s.step(LOG_P.astype(int), 5, X), TypeError, "model_output has dtype int64"),
     (lambda s: s.step(torch.zeros(2, 8, 5), 5, X), TypeError, "expected arrays of one array-API library"),

@@ -42,6 +42,7 @@ KARRAS = {"use_karras_sigmas": True}
 EXPONENTIAL = {"use_exponential_sigmas": True}
 TRAILING = {"timestep_spacing": "trailing"}
 LINSPACE = {"timestep_spacing": "linspace"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 ZERO_SNR = {**V, **TRAILING, "rescale_betas_zero_snr": True}
 
 LATENT_CASES = [
@@ -66,9 +67,16 @@ LATENT_CASES = [
     ("EulerDiscreteScheduler", {**V, **KARRAS}, {}),
     ("EulerDiscreteScheduler", LINSPACE, {}),
     ("EulerDiscreteScheduler", ZERO_SNR, {"guidance_rescale": 0.7}),
+    ("HeunDiscreteScheduler", {}, {}),
+    ("HeunDiscreteScheduler", {**V, **KARRAS}, {}),
     ("EulerAncestralDiscreteScheduler", {}, {}),
     ("EulerAncestralDiscreteScheduler", V, {}),
     ("EulerAncestralDiscreteScheduler", TRAILING, {}),
+    ("DPMSolverMultistepScheduler", {}, {}),
+    ("DPMSolverMultistepScheduler", {**KARRAS, "algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DPMSolverMultistepScheduler", {**FLOW, "flow_shift": 3.0, "solver_order": 3}, {}),
+    ("UniPCMultistepScheduler", {}, {}),
+    ("UniPCMultistepScheduler", {**V, **KARRAS, "solver_order": 3}, {}),
 ]
 NAMES = sorted({case[0] for case in LATENT_CASES})
 PIXEL_CASES = [
@@ -284,6 +292,8 @@ def test_a_pipeline_runs_again_with_other_numbers(name, parts):
     [
         ("EulerDiscreteScheduler", {"timesteps": [901, 500, 120, 3]}),
         ("EulerDiscreteScheduler", {"sigmas": [14.0, 5.0, 1.2, 0.1, 0.0]}),
+        ("HeunDiscreteScheduler", {"timesteps": [901, 500, 120, 3]}),
+        ("DPMSolverMultistepScheduler", {"timesteps": [901, 500, 120, 3]}),
         ("DDPMScheduler", {"timesteps": [901, 500, 120, 3]}),
     ],
 )

@@ -8,17 +8,18 @@ used.
 
 # pyright: reportUnusedImport=false
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from anystep._lazy import attach
 from anystep._version import __version__
 
 if TYPE_CHECKING:
     from anystep._draw import draw
-    from anystep._update import State, estimate, init, scale_input, update
+    from anystep._update import State, estimate, init, reproducible, scale_input, update
     from anystep.forward import add_noise, scale_noise, snr, target, velocity
     from anystep.langevin import langevin_step, predictor_corrector
     from anystep.levels import Level, Levels
+    from anystep.noise import CounterNoise
     from anystep.plan import Plan
     from anystep.predictions import EDM, Epsilon, Flow, Prediction, Sample, Score, Velocity
     from anystep.repaint import inpaint, inpaint_step, resampling, undo_step
@@ -28,20 +29,26 @@ if TYPE_CHECKING:
         IPNDM,
         LMS,
         PNDM,
+        DPMSolver,
         Euler,
         EulerAncestral,
         EulerMaruyama,
         Heun,
+        MultistepConsistency,
         ReverseDiffusion,
         Sampler,
+        UniPC,
     )
     from anystep.sampling import sample
     from anystep.schedulers import (
         ConfigMixin,
         DDIMScheduler,
         DDPMScheduler,
+        DPMSolverMultistepScheduler,
         EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        HeunDiscreteScheduler,
         IPNDMScheduler,
         KarrasDiffusionSchedulers,
         KarrasVeScheduler,
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
         SchedulerOutput,
         ScoreSdeVeScheduler,
         ScoreSdeVpScheduler,
+        UniPCMultistepScheduler,
         VQDiffusionScheduler,
     )
     from anystep.schedules import (
@@ -86,31 +94,24 @@ _HOMES = {
     "forward": "add_noise scale_noise snr target velocity",
     "langevin": "langevin_step predictor_corrector",
     "levels": "Level Levels",
+    "noise": "CounterNoise",
     "plan": "Plan",
     "predictions": "EDM Epsilon Flow Prediction Sample Score Velocity",
     "repaint": "inpaint inpaint_step resampling undo_step",
-    "samplers": "DDIM DDPM Euler EulerAncestral EulerMaruyama Heun IPNDM LMS PNDM ReverseDiffusion Sampler",
+    "samplers": "DDIM DDPM DPMSolver Euler EulerAncestral EulerMaruyama Heun IPNDM LMS "
+    "MultistepConsistency PNDM ReverseDiffusion Sampler UniPC",
     "sampling": "sample",
-    "schedulers": "ConfigMixin DDIMScheduler DDPMScheduler EulerAncestralDiscreteScheduler EulerDiscreteScheduler "
-    "IPNDMScheduler KarrasDiffusionSchedulers KarrasVeScheduler LMSDiscreteScheduler PNDMScheduler RePaintScheduler "
-    "SchedulerMixin SchedulerOutput VQDiffusionScheduler ScoreSdeVeScheduler ScoreSdeVpScheduler",
+    "schedulers": "ConfigMixin DDIMScheduler DDPMScheduler DPMSolverMultistepScheduler "
+    "EulerAncestralDiscreteScheduler EulerDiscreteScheduler "
+    "FlowMatchEulerDiscreteScheduler HeunDiscreteScheduler IPNDMScheduler KarrasDiffusionSchedulers KarrasVeScheduler "
+    "LMSDiscreteScheduler PNDMScheduler "
+    "RePaintScheduler SchedulerMixin SchedulerOutput VQDiffusionScheduler ScoreSdeVeScheduler ScoreSdeVpScheduler "
+    "UniPCMultistepScheduler",
     "schedules": "VE VP BetaSchedule Cosine Crash EDMSchedule MaskAndReplace RectifiedFlow Schedule",
     "spacings": "Beta Exponential Karras Leading Linspace Lu Shifted Sigmas Spacing Timesteps Trailing dynamic_shift",
     "thresholding": "Clip DynamicThreshold Threshold",
-    "_update": "State estimate init scale_input update",
+    "_update": "State estimate init reproducible scale_input update",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+__getattr__, __dir__, _names = attach(__name__, _HOMES)
 
-__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'anystep' has no attribute {name!r}")
-    value = getattr(import_module(f"anystep.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = ["__version__", *_names]  # pyright: ignore[reportUnsupportedDunderAll]

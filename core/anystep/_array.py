@@ -154,9 +154,20 @@ def backend(name: str) -> Any:
         ) from error
 
 
+_BACKENDS: dict[type, Any] = {}
+
+
 def backend_of(x: Any) -> Any:
     """The backend of an array, device or generator object, or None if its library has none registered."""
-    for base in type(x).__mro__:
+    try:
+        return _BACKENDS[type(x)]  # a look-up that a compiler can trace, where entry points are none
+    except KeyError:
+        found = _BACKENDS[type(x)] = _find_backend(type(x))
+        return found
+
+
+def _find_backend(cls: type) -> Any:
+    for base in cls.__mro__:
         root = {"jaxlib": "jax"}.get(found := base.__module__.split(".")[0], found)
         if root in _entries():
             return backend(root)

@@ -1,10 +1,12 @@
 """Fresh random numbers from a generator of the user's."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from anystep._array import Array, backend_of, kind, like
+from anystep.noise import CounterNoise
 
 __all__ = ["draw", "draw_uniform"]
 
@@ -17,16 +19,23 @@ def draw(x: Array, generator: Any, index: int = 0) -> Array:
     x
         The array whose like is wanted.
     generator
-        A generator of the library of ``x``, a `numpy.random.Generator` (drawn on the host and moved), a list
-        with one of them per sample, or None for the library's global one if it has one.
+        A generator of the library of ``x``, a `numpy.random.Generator` (drawn on the host and moved), a `CounterNoise`
+        (the same numbers whatever draws them), a list with one of them per sample, or None for the library's global one
+        if it has one.
     index
-        Number of the step; see `anystep_backends` for what JAX does with it.
+        Number of the draw in a run, of which JAX's keys and `CounterNoise` make their noise; the others advance by
+        themselves. The first step's is 0: a start sample is another draw, such as ``CounterNoise(seed).normal(x)``.
 
     Raises
     ------
     ValueError, TypeError
         If the generator does not fit, or none was given and the library has no global one.
     """
+    generator = _single(generator)
+    if isinstance(generator, CounterNoise):
+        return generator.normal(x, index)
+    if _counts(generator):
+        return _rows(x, generator, lambda row, one: draw(row, one, index))
     found = backend_of(x)
     if found is not None:
         return found.normal(x.shape, generator=generator, like=x, index=index)
@@ -40,12 +49,38 @@ def draw_uniform(x: Array, shape: tuple[int, ...], generator: Any, index: int = 
 
     The other arguments and the errors are those of `draw`.
     """
+    generator = _single(generator)
+    if isinstance(generator, CounterNoise):
+        return generator.uniform(x, index, shape=shape)
+    if _counts(generator):
+        return _rows(x, generator, lambda row, one: draw_uniform(row, (1, *shape[1:]), one, index))
     found = backend_of(x)
     if found is not None:
         return found.uniform(shape, generator=generator, like=x, index=index)
     _numpy_only(x, generator)
     double = str(x.dtype).endswith("float64")
     return like(generator.random(shape, dtype=np.float64 if double else np.float32), x)
+
+
+def _single(generator: Any) -> Any:
+    """A list of one is the one in it, as in the backends."""
+    return generator[0] if isinstance(generator, list | tuple) and len(generator) == 1 else generator
+
+
+def _counts(generators: Any) -> bool:
+    """Whether one of a list is a `CounterNoise`, which no backend knows."""
+    return isinstance(generators, list | tuple) and any(isinstance(one, CounterNoise) for one in generators)
+
+
+def _rows(x: Array, generators: Sequence[Any], draw_row: Callable[[Array, Any], Array]) -> Array:
+    """One draw for each row of ``x``."""
+    if not x.ndim or len(generators) != x.shape[0]:
+        raise ValueError(
+            f"generator is a list of {len(generators)} for shape={tuple(x.shape)}: expected one per sample, "
+            "as many as shape[0]; pass a list of that length, or a single generator."
+        )
+    rows = [draw_row(x[i : i + 1, ...], one) for i, one in enumerate(generators)]
+    return kind(x).xp.concat(rows, axis=0)
 
 
 def _numpy_only(x: Array, generator: Any) -> None:

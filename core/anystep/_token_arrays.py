@@ -14,19 +14,21 @@ TINY = 1e-30
 """What diffusers adds to an argument of a logarithm, and so the probability that it gives to the impossible."""
 
 
-def working(log_p_x0: Array, x_t: Array) -> tuple[Array, Any]:
+def working(log_p_x0: Array, x_t: Array, names: tuple[str, str] = ("log_p_x0", "x_t")) -> tuple[Array, Any]:
     """The log-probabilities in their working dtype, and the namespace; raises for what does not fit together."""
-    found = kind(log_p_x0, "log_p_x0")
+    found = kind(log_p_x0, names[0])
     xp = found.xp
-    if not hasattr(x_t, "dtype") or type(x_t) is not type(log_p_x0):
+    if not hasattr(x_t, "dtype"):
+        raise TypeError(f"{names[1]}={x_t!r}: expected an array of integers.")
+    if type(x_t) is not type(log_p_x0):
         namespace(log_p_x0, x_t)  # two libraries; a tracer beside an array is one
     if not xp.isdtype(x_t.dtype, "integral"):
         raise TypeError(
-            f"x_t has dtype {x_t.dtype}: expected an integer dtype; cast the classes, for example to int64."
+            f"{names[1]} has dtype {x_t.dtype}: expected an integer dtype; cast the classes, for example to int64."
         )
     if log_p_x0.ndim != 3 or (log_p_x0.shape[0], log_p_x0.shape[2]) != tuple(x_t.shape):
         raise ValueError(
-            f"log_p_x0 has shape {tuple(log_p_x0.shape)}, x_t {tuple(x_t.shape)}: expected (B, K, L) and (B, L); "
+            f"{names[0]} has shape {tuple(log_p_x0.shape)}, {names[1]} {tuple(x_t.shape)}: expected (B, K, L) and (B, L); "
             "reshape to a batch of sequences."
         )
     return wide(log_p_x0), xp

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from anystep._array import Array, expand, host, kind, like, namespace
+from anystep._array import Array, expand, kind, like, namespace
+from anystep._checks import reals
 from anystep.predictions import Prediction, prediction
 from anystep.schedules import BetaSchedule, Schedule
 
@@ -75,7 +76,7 @@ def target(
     >>> target(RectifiedFlow(), "flow_prediction", np.ones((1, 2)), np.full((1, 2), 3.0), 100)
     array([[2., 2.]])
     """
-    p, q = prediction(predicts).target(schedule.level(host(timesteps)))
+    p, q = prediction(predicts).target(schedule.level(reals("timesteps", timesteps)))
     return mix(original, noise, like(np.asarray(p), original), like(np.asarray(q), original))
 
 
@@ -84,7 +85,7 @@ def snr(schedule: Schedule, timesteps: Any) -> Any:
 
     The usual loss weights are made of it.
     """
-    level = schedule.level(host(timesteps))
+    level = schedule.level(reals("timesteps", timesteps))
     with np.errstate(divide="ignore"):
         return (np.asarray(level.alpha_t) / level.sigma_t) ** 2
 
@@ -134,7 +135,7 @@ def level_of(schedule: Schedule, timesteps: Any, x: Array) -> tuple[Array, Array
             index = found.xp.astype(found.xp.reshape(timesteps, (-1,)), found.xp.int32, copy=False)
             rows = found.xp.take(like(schedule.coefficients, x), index, axis=0)
             return rows[..., 0], rows[..., 1]
-    times = host(timesteps)
+    times = reals("timesteps", timesteps)
     level = schedule.level(times if times.ndim == 0 else np.ravel(times))
     return like(level.alpha_t, x), like(level.sigma_t, x)
 

@@ -71,6 +71,10 @@ class Plan:
     estimate: Float64
     update: Float64
     threshold: Threshold | None = None
+    memories: int = field(init=False, repr=False)
+    """Number K of arrays carried from call to call beside the sample."""
+    noises: int = field(init=False, repr=False)
+    """Number R of fresh standard-normal arrays that a call consumes."""
     fused: dict[tuple[int, type, Any], Any] = field(default_factory=dict, init=False, repr=False)
     """What backends have made of calls, by (call, type, dtype); filled by `anystep.update`."""
 
@@ -104,6 +108,8 @@ class Plan:
             raise ValueError(
                 f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises."
             )
+        object.__setattr__(self, "memories", shape[1] - 1)
+        object.__setattr__(self, "noises", shape[2] - FIRST_MEMORY - self.memories)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Made anew, because NumPy's own copies and pickles of read-only arrays are writable.
@@ -112,16 +118,6 @@ class Plan:
     def __len__(self) -> int:
         """Number of model calls N."""
         return len(self.timesteps)
-
-    @property
-    def memories(self) -> int:
-        """Number K of arrays carried from call to call beside the sample."""
-        return self.update.shape[1] - 1
-
-    @property
-    def noises(self) -> int:
-        """Number R of fresh standard-normal arrays that a call consumes."""
-        return self.update.shape[2] - FIRST_MEMORY - self.memories
 
     @cached_property
     def stochastic(self) -> npt.NDArray[np.bool_]:
@@ -334,8 +330,8 @@ class Plan:
         try:
             tables = [np.asarray(found[name]) for name in _TABLES]
             threshold = Threshold.from_dict(found.get("threshold"))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a plan: {error}.") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not a plan: {error}") from error
         return cls(*tables, threshold=threshold)
 
 

@@ -121,24 +121,34 @@ class Flow(Prediction):
     """u = ε - x_0, the velocity of rectified flow: Liu, Gong, Liu 2022, https://arxiv.org/abs/2209.03003,
     equation 1.
 
+    Parameters
+    ----------
+    toward_data
+        Whether the model returns x_0 - ε, as in the paper, whose time runs from noise to data; most published models
+        return ε - x_0.
+
     Notes
     -----
-    The paper's time runs from noise to data, so its velocity has the other sign; published models return this
-    one. On its own schedule alpha_t + sigma_t = 1; dividing by that sum makes the formulas hold on any
+    On its own schedule alpha_t + sigma_t = 1; dividing by that sum makes the formulas hold on any
     schedule.
     """
 
     name: ClassVar[str] = "flow_prediction"
+    toward_data: bool = False
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.toward_data else 1.0
 
     def to_sample(self, level: Level) -> Pair:
         """(1, -sigma_t) / (alpha_t + sigma_t)."""
         norm = level.alpha_t + level.sigma_t
-        return 1 / norm, -level.sigma_t / norm
+        return 1 / norm, -level.sigma_t / norm * self._sign
 
     def to_noise(self, level: Level) -> Pair:
         """(1, alpha_t) / (alpha_t + sigma_t)."""
         norm = level.alpha_t + level.sigma_t
-        return 1 / norm, level.alpha_t / norm
+        return 1 / norm, level.alpha_t / norm * self._sign
 
 
 @dataclass(frozen=True)

@@ -117,19 +117,22 @@ def blend(mask: Array, known: Array, unknown: Array) -> Array:
         If the mask is of another library or does not fit.
     """
     found = kind(unknown)
-    if namespace(mask) is not found.xp:
-        raise TypeError(
-            f"mask is a {type(mask).__module__} array, the sample a {type(unknown).__module__} one: convert one of them."
-        )
-    fits = mask.ndim <= unknown.ndim and all(
-        a in (1, b) for a, b in zip(mask.shape[::-1], unknown.shape[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}: expected one that broadcasts over {tuple(unknown.shape)}."
-        )
+    check_over("mask", mask, unknown)
     m, one, other = (found.xp.astype(part, found.work, copy=False) for part in (mask, known, unknown))
     return found.xp.astype(m * one + (1.0 - m) * other, unknown.dtype, copy=False)
+
+
+def check_over(name: str, part: Array, x: Array) -> None:
+    """Raise TypeError or ValueError unless an array is of the library of ``x`` and broadcasts over it."""
+    if namespace(part) is not kind(x).xp:
+        raise TypeError(
+            f"{name} is a {type(part).__module__} array, the sample a {type(x).__module__} one: convert one of them."
+        )
+    if not kind(x).xp.isdtype(part.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"{name} has dtype {part.dtype}: expected real numbers.")
+    shape, whole = tuple(part.shape), tuple(x.shape)
+    if len(shape) > len(whole) or any(a not in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False)):
+        raise ValueError(f"{name} has shape {shape}: expected one that broadcasts over {whole}.")
 
 
 def inpaint_step(

@@ -35,7 +35,8 @@ def sample(
     x
         Start sample: standard normals times ``plan.sigma[0]`` for a generation from noise, any array library.
     generator
-        Source of the noise of a stochastic plan; see `anystep.draw`.
+        Source of the noise of a stochastic plan; see `anystep.draw`. With `anystep.CounterNoise`, and its noise for the start
+        sample, a seed gives the same numbers on every library.
     noise
         Instead of a generator: called with the row, returns that row's noise, one array or R of them.
     callback

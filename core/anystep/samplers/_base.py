@@ -32,7 +32,8 @@ class Sampler(ABC):
         threshold
             Bound on the estimate of the clean sample, or None.
         """
-        return compose(levels, prediction(predicts), self.rows(levels), threshold)
+        with np.errstate(all="ignore"):  # a number that overflows is refused by name
+            return compose(levels, prediction(predicts), self.rows(levels), threshold)
 
     @abstractmethod
     def rows(self, levels: Levels) -> Float64:

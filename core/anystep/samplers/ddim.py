@@ -59,7 +59,8 @@ class DDIM(Sampler):
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, z)."""
         cur, nxt = levels.cur, levels.nxt
-        std = self.eta * posterior_std(levels)
+        # The ODE step has no posterior to ask for, which is undefined between two levels of pure noise.
+        std = self.eta * posterior_std(levels) if self.eta else np.zeros(levels.steps)
         direction = np.sqrt(np.maximum(nxt.sigma_t**2 - std**2, 0.0))
         zero = np.zeros_like(direction)
         if not self.reestimate_noise:

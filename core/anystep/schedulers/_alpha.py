@@ -59,11 +59,11 @@ class AlphaFacade(Facade):
         corrected = "linspace-single-step" in self._corrections
         return diffusers_timesteps(self.config, steps, rounded=True, corrected=corrected).astype(np.int64)
 
-    def _set(self, steps: int | None, times: Any, device: Any, sampler: Sampler, **changes: Any) -> None:
+    def _set(self, steps: int | None, times: Any, device: Any, **changes: Any) -> None:
         """Take over new timesteps if a plan can be made of them."""
 
         def build(trial: Any) -> None:
-            trial._plan(sampler, int(times[0]))
+            trial._plan(None, int(times[0]))
 
         self._commit(device, build, num_inference_steps=steps, _times=times, _plans={}, **changes)
 
@@ -90,23 +90,30 @@ class AlphaFacade(Facade):
         """Timestep of each row of a plan."""
         return self._times
 
-    def _plan(self, sampler: Sampler, timestep: int) -> tuple[Plan, int]:
-        """The plan of a sampler and the row of a timestep.
+    @property
+    @abstractmethod
+    def _usual(self) -> Sampler:
+        """The sampler of a step with default arguments."""
+
+    def _plan(self, sampler: Sampler | None, timestep: int) -> tuple[Plan, int]:
+        """The plan of a sampler, None for the usual one, and the row of a timestep.
 
         One that is not in ``timesteps`` gets a plan of its own.
         """
-        if sampler not in self._plans:
+        found = self._plans.get(sampler)
+        if found is None:
             times = self._plan_times
-            self._plans[sampler] = self._make_plan(sampler, times), {int(t): i for i, t in enumerate(times)}
-        plan, index = self._plans[sampler]
+            found = self._make_plan(sampler, times), {int(t): i for i, t in enumerate(times)}
+            self._plans[sampler] = found
+        plan, index = found
         if timestep in index:
             return plan, index[timestep]
         if (sampler, timestep) not in self._plans:
             self._plans[sampler, timestep] = self._make_plan(sampler, np.asarray([timestep])), {timestep: 0}
         return self._plans[sampler, timestep][0], 0
 
-    def _make_plan(self, sampler: Sampler, timesteps: Any) -> Plan:
-        return sampler.plan(
+    def _make_plan(self, sampler: Sampler | None, timesteps: Any) -> Plan:
+        return (self._usual if sampler is None else sampler).plan(
             self._levels(timesteps),
             prediction(self._options.get("prediction_type", "epsilon")),
             self._threshold,

@@ -165,6 +165,9 @@ class ConfigMixin(files.ConfigFiles):
         """The arguments of the constructor, and keys of other classes that came with them."""
         return self._internal_dict
 
+    def _vetted(self) -> None:
+        """Raise for a config that no object can have, before anything is made of it."""
+
     def _configured(self) -> None:
         """Recompute what depends on the config."""
 
@@ -179,10 +182,11 @@ class ConfigMixin(files.ConfigFiles):
     def _internal_dict(self, config: Mapping[str, Any]) -> None:
         attributes, before = self.__dict__, files.unshared(self.__dict__)
         attributes["_internal_dict"] = FrozenDict(config)
-        if "_internal_dict" not in before or "_building" in before:
-            return
-        attributes["_building"] = True
         try:
+            self._vetted()
+            if "_internal_dict" not in before or "_building" in before:
+                return
+            attributes["_building"] = True
             self._configured()
             del attributes["_building"]
         except BaseException:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from anystep._array import Array, backend, backend_names, backend_of, host, loaded
-from anystep._checks import integer
+from anystep._array import Array, backend, backend_names, backend_of, loaded
+from anystep._checks import flag, integer, number, numbers, reals
 from anystep.predictions import PREDICTIONS
 from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import SchedulerMixin
@@ -36,12 +36,31 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
     num_inference_steps: int | None = None
     timesteps: Any
 
+    @property
+    def _depends(self) -> Any:
+        """What beside config and arguments `set_timesteps` depends on, where it is remembered."""
+        return None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Tables are made without warnings: what overflows in them is refused by name, as not finite."""
+        super().__init_subclass__(**kwargs)
+        for name in {"_configured", "set_timesteps", "set_sigmas"} & vars(cls).keys():
+            setattr(cls, name, np.errstate(all="ignore")(vars(cls)[name]))
+
+    @property
+    def _threshold(self) -> Threshold | None:
+        """Bound on the estimate of the clean sample."""
+        return None
+
+    def _vetted(self) -> None:
+        _check_config(self._options)
+
+    @np.errstate(all="ignore")
     def _configured(self) -> None:
         """Rebuild everything that follows from the config.
 
         Called by the constructor and whenever the config is replaced.
         """
-        _check_config(self._options)
         self._reset()
 
     @property
@@ -137,23 +156,29 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
             trial._target = _target(device)
         build(trial)
         trial._hand_out()
-        vars(self).update(vars(trial))
+        before = vars(self)
+        changed = {
+            name: value
+            for name, value in vars(trial).items()
+            if name in changes or name not in before or before[name] is not value
+        }
+        before.update(changed)
+        if "_committed" in before:
+            before["_committed"] = changed if device is None else {**changed, "_target": trial._target}
 
 
 class Facade(AnyFacade):
     """Abstract base of schedulers on a table of betas."""
 
     def _configured(self) -> None:
-        _check_config(self._options)
+        _ = self._threshold  # its errors are the config's
         self._schedule = self._build_schedule()
         self._reset()
 
     def _build_schedule(self) -> BetaSchedule:
         config = self.config
         if config["trained_betas"] is not None:
-            schedule = BetaSchedule(
-                np.asarray(config["trained_betas"], dtype=np.float64), **self._interpolation
-            )
+            schedule = BetaSchedule(numbers("trained_betas", config["trained_betas"]), **self._interpolation)
         else:
             ends = {key: config[key] for key in ("beta_start", "beta_end")}
             schedule = BetaSchedule.named(
@@ -192,28 +217,41 @@ class Facade(AnyFacade):
     def _threshold(self) -> Threshold | None:
         config = self._options
         if config.get("thresholding"):
-            return DynamicThreshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
-        return Clip(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+            ratio, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+            if not 0 <= ratio <= 1 or not most >= 1:
+                raise ValueError(
+                    f"dynamic_thresholding_ratio={ratio}, sample_max_value={most}: expected a quantile in [0, 1], a bound >= 1."
+                )
+            return DynamicThreshold(ratio, most)
+        if not config.get("clip_sample"):
+            return None
+        bound = config.get("clip_sample_range", 1.0)
+        if not bound > 0:
+            raise ValueError(f"clip_sample_range={bound}: expected a magnitude > 0; 1 fits images in [-1, 1].")
+        return Clip(bound)
 
 
 def answer(
     kind: type[SchedulerOutput], prev_sample: Array, make_estimate: Callable[[], Array], return_dict: bool
 ) -> SchedulerOutput | tuple[Any, ...]:
     """What `step` returns, with the estimate of the clean sample computed when it is read."""
-    lazy = Lazy(make_estimate)
-    return kind(prev_sample, lazy) if return_dict else LazyTuple((prev_sample, lazy))
+    values = (prev_sample, Lazy(make_estimate))
+    return kind.of(values) if return_dict else LazyTuple(values)
 
 
 def as_number(name: str, value: Any) -> float:
     """One number, read from the device if it lies there."""
-    if isinstance(value, int | float | np.number):
-        return float(value)
-    values = host(value)
-    if values.size != 1:
-        raise ValueError(
-            f"{name} has shape {values.shape}: expected one number for the whole batch; see anystep.update."
-        )
-    return float(values.reshape(()))
+    if not isinstance(value, int | float | np.number):
+        values = reals(name, value, "a number")
+        if values.size != 1:
+            raise ValueError(
+                f"{name} has shape {values.shape}: expected one number for the whole batch; see anystep.update."
+            )
+        value = values.reshape(()).item()
+    found = number(name, value)
+    if not np.isfinite(found):
+        raise ValueError(f"{name}={found}: expected a finite number.")
+    return found
 
 
 @cache
@@ -223,9 +261,14 @@ def _keys(cls: type) -> frozenset[str]:
     return frozenset(name for init in inits for name in inspect.signature(init).parameters)
 
 
+def _is(value: Any, text: str) -> bool:
+    """Whether a value is this text; an array of it is not."""
+    return isinstance(value, str) and value == text
+
+
 def choice(name: str, value: Any, options: Any, error: type[Exception] = ValueError) -> None:
     """Raise unless the value is one of the options."""
-    if value not in options:
+    if not any(_is(value, option) for option in options):
         raise error(f"{name}={value!r}: expected one of {', '.join(map(str, options))}.")
 
 
@@ -236,35 +279,50 @@ _CHOICES: dict[str, tuple[Any, type[Exception]]] = {
     "final_sigmas_type": (("zero", "sigma_min"), ValueError),
     "interpolation_type": (("linear", "log_linear"), ValueError),
     "timestep_type": (("discrete", "continuous"), ValueError),
+    "time_shift_type": (("exponential", "linear"), ValueError),
     "variance_type": (
         ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
         ValueError,
     ),
 }
+_WORDS = ("algorithm_type", "solver_type")
 _FLAGS = (
     "thresholding", "clip_sample", "set_alpha_to_one", "rescale_betas_zero_snr",
     "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_dynamic_shifting", "invert_sigmas", "stochastic_sampling",
+    "use_lu_lambdas", "use_flow_sigmas", "lower_order_final", "euler_at_final",
+    "skip_prk_steps", "predict_x0",
 )  # fmt: skip
-_NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio")
+_NUMBERS = (
+    "beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio",
+    "flow_shift", "lambda_min_clipped", "shift", "eta",
+    "s_noise", "s_churn", "s_min", "s_max", "snr", "sampling_eps", "beta_min", "beta_max",
+    "alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end",
+)  # fmt: skip
+_OPTIONAL_NUMBERS = ("sigma_min", "sigma_max", "shift_terminal")
+_MOST_TIMESTEPS = 10**6
+"""A config file is input from strangers: tables of more entries than any model has are not made."""
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
     """Raise a clear error for a value that no scheduler takes; keys that a class lacks are not looked at."""
     for name, (options, error) in _CHOICES.items():
-        if name in config and not (name == "prediction_type" and config[name] == "original_sample"):
+        if name in config and not (name == "prediction_type" and _is(config[name], "original_sample")):
             choice(name, config[name], options, error)
+    for name in _WORDS:
+        if not isinstance(config.get(name, ""), str):
+            raise ValueError(f"{name}={config[name]!r}: expected a name.")
     for name in _FLAGS:
-        if config.get(name) not in (None, True, False):
-            raise ValueError(f"{name}={config[name]!r}: expected true or false.")
+        flag(name, config.get(name))
     for name in _NUMBERS:
-        value = config.get(name)
-        if name in config and (
-            isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != value
-        ):
-            raise ValueError(f"{name}={value!r}: expected a number.")
+        if name in config:
+            number(name, config[name])
+    for name in _OPTIONAL_NUMBERS:
+        if config.get(name) is not None:
+            number(name, config[name], "a number or None")
     if "num_train_timesteps" not in config:
         return
-    count = integer("num_train_timesteps", config["num_train_timesteps"], 1, 10**7)
+    count = integer("num_train_timesteps", config["num_train_timesteps"], 1, _MOST_TIMESTEPS)
     integer("steps_offset", config.get("steps_offset", 0), -count, count - 1)
 
 

@@ -2,29 +2,31 @@
 
 from abc import abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from anystep._array import Array, host
-from anystep._checks import integer
-from anystep._update import State, update
+from anystep._array import Array
+from anystep._checks import integer, numbers
+from anystep._update import estimate, state_of, update
 from anystep.levels import Levels
 from anystep.plan import Plan
 from anystep.predictions import Prediction
-from anystep.schedulers._facade import AnyFacade
+from anystep.schedulers._facade import AnyFacade, answer
+from anystep.schedulers._outputs import SchedulerOutput
 
 __all__ = ["IndexedFacade", "reject_integer"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Run:
     """Where a loop stands: replaced as a whole by each step, so that no reader sees half of one."""
 
     index: int | None = None
     """Row of the next call, None before the first."""
-    memory: tuple[Array, ...] | None = field(default=None, repr=False)
+    memory: tuple[Array, ...] | None = None
     """Arrays of earlier calls; None before the first."""
 
 
@@ -66,9 +68,11 @@ class IndexedFacade(AnyFacade):
         times = (
             self._times
             if schedule_timesteps is None
-            else np.asarray(host(schedule_timesteps), dtype=np.float64)
+            else numbers("schedule_timesteps", schedule_timesteps)
         )
         wanted = self._number(timestep)
+        if len(times) and times[0] == wanted and wanted not in times[1:2]:
+            return 0  # where most loops begin
         distance = np.abs(times - wanted)
         if not distance.size or not distance.min() <= 2.0**-20 * max(1.0, abs(wanted)):
             raise IndexError(
@@ -78,12 +82,10 @@ class IndexedFacade(AnyFacade):
         return int(rows[min(1, len(rows) - 1)])
 
     def _index(self, timestep: Any) -> int:
-        if self._run.index is not None:
-            index = self._run.index
-        elif self._begin_index is not None:
+        index = self._run.index
+        if index is None:
             index = self._begin_index
-        else:
-            index = self.index_for_timestep(timestep)
+            index = self.index_for_timestep(timestep) if index is None else index
         if index >= len(self._times):
             raise IndexError(
                 f"step_index={index}: the schedule's {len(self._times)} steps are done; call set_timesteps to begin again."
@@ -100,17 +102,43 @@ class IndexedFacade(AnyFacade):
         return self._run.memory or ()
 
     def _advance(
-        self, sampler: Any, index: int, sample: Array, model_output: Array, noise: Array | None
+        self,
+        sampler: Any,
+        index: int,
+        sample: Array,
+        model_output: Array,
+        noise: Array | None,
+        keeps: bool = True,
     ) -> Array:
         """The next sample; index and memories move on only if nothing was raised.
 
-        Where the plan has more memories than there are earlier arrays, no row may read the others.
+        Where the plan has more memories than there are earlier arrays, no row may read the others. Told not to keep them,
+        the next call has none.
         """
-        plan = self._plan(sampler)
-        memory = (*self._earlier, *(sample,) * plan.memories)[: plan.memories]
-        moved = update(plan, index, State(sample, memory), model_output, noise)
-        self._run = _Run(index + 1, moved.memory)
-        return moved.x
+        plan = self._plans.get(sampler) or self._plan(sampler)
+        memory, count = (), plan.memories
+        if count:
+            memory = self._earlier
+            memory = memory[:count] if len(memory) >= count else (*memory, *(sample,) * (count - len(memory)))
+        moved, memory = update(plan, index, state_of((sample, memory)), model_output, noise)
+        self._run = _Run(index + 1, memory if keeps else None)
+        return moved
+
+    def _answer(
+        self,
+        kind: type[SchedulerOutput],
+        sampler: Any,
+        index: int,
+        sample: Array,
+        model_output: Array,
+        noise: Array | None,
+        return_dict: bool,
+        keeps: bool = True,
+    ) -> Any:
+        """`_advance`, and what `step` returns of it: the next sample and the estimate of the clean one."""
+        moved = self._advance(sampler, index, sample, model_output, noise, keeps)
+        make = partial(estimate, self._plan(sampler), index, sample, model_output)
+        return answer(kind, moved, make, return_dict)
 
     @property
     @abstractmethod
@@ -127,10 +155,14 @@ class IndexedFacade(AnyFacade):
     def _prediction(self) -> Prediction:
         """What the model returns."""
 
-    def _plan(self, sampler: Any) -> Plan:
-        if sampler not in self._plans:
-            self._plans[sampler] = sampler.plan(self._levels, self._prediction)
-        return self._plans[sampler]
+    def _plan(self, sampler: Any = None) -> Plan:
+        """The plan of a sampler; that of the default one is found again without making the sampler."""
+        plan = self._plans.get(sampler)
+        if plan is None:
+            chosen = self._default if sampler is None else sampler
+            plan = self._plans.get(chosen) or chosen.plan(self._levels, self._prediction, self._threshold)
+            self._plans[sampler] = self._plans[chosen] = plan
+        return plan
 
     def _begin_anew(self) -> None:
         """Forget plans and where a loop stood."""
@@ -141,15 +173,21 @@ class IndexedFacade(AnyFacade):
         """Take over new levels, if a plan can be made of them, and begin anew."""
 
         def build(trial: Any) -> None:
-            trial._plan(trial._default)
+            trial._plan()
 
         self._commit(device, build, **changes, _plans={}, _run=_Run(), _begin_index=None)
 
 
+@cache
+def _is_whole(label: Any) -> bool:
+    """Whether a dtype, or a type's name, is one of integers."""
+    return "int" in str(label)
+
+
 def reject_integer(scheduler: AnyFacade, method: str, timestep: Any) -> None:
     """Raise ValueError for an integer timestep, where diffusers takes it for a position in ``timesteps``."""
-    label = str(getattr(timestep, "dtype", type(timestep).__name__))
-    if "int" in label:
+    label = getattr(timestep, "dtype", None)
+    if _is_whole(type(timestep).__name__ if label is None else label):
         raise ValueError(
             f"timestep={timestep!r} of {type(scheduler).__name__}.{method} is an integer, such as enumerate gives: "
             "pass one of scheduler.timesteps."

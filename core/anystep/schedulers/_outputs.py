@@ -5,14 +5,16 @@ handed over as `Lazy`: it is computed when it is read, once, and never if it is 
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self, cast
 
 __all__ = [
     "DDIMSchedulerOutput",
     "DDPMSchedulerOutput",
     "EulerAncestralDiscreteSchedulerOutput",
     "EulerDiscreteSchedulerOutput",
+    "FlowMatchEulerDiscreteSchedulerOutput",
+    "HeunDiscreteSchedulerOutput",
     "KarrasVeOutput",
     "LMSDiscreteSchedulerOutput",
     "Lazy",
@@ -177,6 +179,13 @@ class SchedulerOutput(Mapping[str, Any]):
             raise TypeError(f"{type(self).__name__}(): {wrong}; it takes {', '.join(self.fields)}.")
         self._values = [*values]
 
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> Self:
+        """An output of all its values in order, unchecked: what each step makes."""
+        output = cls.__new__(cls)
+        output._values = [*values]
+        return output
+
     def _given(self) -> dict[str, Any]:
         """The values that are not None, the lazy ones as they are."""
         return {
@@ -238,6 +247,20 @@ class EulerDiscreteSchedulerOutput(SchedulerOutput):
 
 class EulerAncestralDiscreteSchedulerOutput(SchedulerOutput):
     """`prev_sample`, and `pred_original_sample`: the clean sample as estimated at this level."""
+
+    __slots__ = ()
+    fields = ("prev_sample", "pred_original_sample")
+    pred_original_sample: Any
+
+
+class FlowMatchEulerDiscreteSchedulerOutput(SchedulerOutput):
+    """`prev_sample`: the sample at the next level, or with each token at its next."""
+
+    __slots__ = ()
+
+
+class HeunDiscreteSchedulerOutput(SchedulerOutput):
+    """`prev_sample`, and `pred_original_sample`: the clean sample as estimated at the level of the model call."""
 
     __slots__ = ()
     fields = ("prev_sample", "pred_original_sample")

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from anystep._array import Array
+from anystep._checks import flag, number
 from anystep._draw import draw
+from anystep._update import matching
 from anystep.samplers import DDIM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import DDIMSchedulerOutput
+from anystep.schedulers._remembered import remembered
 
 __all__ = ["DDIMScheduler"]
 
@@ -90,6 +93,7 @@ class DDIMScheduler(AlphaFacade):
     ) -> None:
         self._configured()
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the N timesteps of a run.
 
@@ -105,7 +109,11 @@ class DDIMScheduler(AlphaFacade):
         ValueError
             If N is out of range, or the spacing has no such timesteps. Nothing is changed then.
         """
-        self._set(num_inference_steps, self._spaced(num_inference_steps), device, DDIM())
+        self._set(num_inference_steps, self._spaced(num_inference_steps), device)
+
+    @property
+    def _usual(self) -> DDIM:
+        return DDIM()
 
     def _previous(self, timesteps: Any) -> Any:
         if "ddim-previous-timestep" in self._corrections:
@@ -159,13 +167,17 @@ class DDIMScheduler(AlphaFacade):
         """
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps=None: call set_timesteps(N) before step.")
-        plan, row = self._plan(DDIM(float(eta), bool(use_clipped_model_output)), int(self._number(timestep)))
+        sampler = None
+        if eta.__class__ is not float or eta or use_clipped_model_output is not False:  # not the usual step
+            sampler = DDIM(number("eta", eta), flag("use_clipped_model_output", use_clipped_model_output))
+        plan, row = self._plan(sampler, int(self._number(timestep)))
         noise = None
         if eta > 0:
             if generator is not None and variance_noise is not None:
                 raise ValueError(
                     "generator and variance_noise were both given: pass one; the noise is used as it is."
                 )
+            matching(sample, model_output, "model_output")  # before a generator has moved on
             noise = draw(model_output, generator, row) if variance_noise is None else variance_noise
         return answer(DDIMSchedulerOutput, *self._run(plan, row, sample, model_output, noise), return_dict)
 

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array
+from anystep._array import Array, kind
+from anystep._checks import numbers
 from anystep._draw import draw
+from anystep._update import matching
 from anystep.levels import check_descending
 from anystep.samplers import DDPM
 from anystep.schedulers._alpha import AlphaFacade
@@ -14,6 +16,7 @@ from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import DDPMSchedulerOutput
+from anystep.schedulers._remembered import remembered
 from anystep.variance import learned_noise, learned_range_noise, log_variance_range
 
 __all__ = ["DDPMScheduler"]
@@ -92,6 +95,7 @@ class DDPMScheduler(AlphaFacade):
     ) -> None:
         self._configured()
 
+    @remembered
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
@@ -117,10 +121,10 @@ class DDPMScheduler(AlphaFacade):
             steps, times = num_inference_steps, self._spaced(num_inference_steps)
         else:
             steps, times = self.num_inference_steps, self._custom(timesteps)
-        self._set(steps, times, device, self._sampler, custom_timesteps=timesteps is not None)
+        self._set(steps, times, device, custom_timesteps=timesteps is not None)
 
     def _custom(self, timesteps: Any) -> Any:
-        values = np.asarray(timesteps, dtype=np.float64)
+        values = numbers("timesteps", timesteps)
         check_descending("timesteps", values)
         if not values.size or (values != np.floor(values)).any() or values[0] >= len(self):
             raise ValueError(
@@ -139,7 +143,7 @@ class DDPMScheduler(AlphaFacade):
         return self._export(1.0)
 
     @property
-    def _sampler(self) -> DDPM:
+    def _usual(self) -> DDPM:
         variance: Any = _VARIANCES.get(self.variance_type, "unit")
         return DDPM(variance, last_noise="ddpm-last-noise" not in self._corrections)
 
@@ -187,8 +191,9 @@ class DDPMScheduler(AlphaFacade):
             If shapes differ, or a learned variance is missing.
         """
         model_output, predicted = self._split(model_output, sample)
+        matching(sample, model_output, "model_output")  # before a generator has moved on
         t = int(self._number(timestep))
-        plan, row = self._plan(self._sampler, t)
+        plan, row = self._plan(None, t)
         noise = None
         if t > 0:
             noise = draw(model_output, generator, row)
@@ -200,8 +205,10 @@ class DDPMScheduler(AlphaFacade):
         """The prediction and the learned variance."""
         if not self.variance_type.startswith("learned"):
             return model_output, None
+        for name, array in (("sample", sample), ("model_output", model_output)):
+            kind(array, name)
         channels = sample.shape[1] if sample.ndim > 1 else 0
-        if not channels or model_output.shape[1] != 2 * channels:
+        if not channels or model_output.ndim < 2 or model_output.shape[1] != 2 * channels:
             raise ValueError(
                 f"model_output has shape {tuple(model_output.shape)}: variance_type={self.variance_type!r} expects twice the "
                 f"{channels} channels of the sample; use a model that learned its variance, or variance_type='fixed_small'."

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 from anystep._array import Array
 from anystep._draw import draw
-from anystep._update import estimate
+from anystep._update import matching
 from anystep.samplers import EulerAncestral
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer
 from anystep.schedulers._indexed import reject_integer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import EulerAncestralDiscreteSchedulerOutput
+from anystep.schedulers._remembered import remembered
 from anystep.schedulers._sigma import SigmaFacade
 
 __all__ = ["EulerAncestralDiscreteScheduler"]
@@ -67,6 +67,7 @@ class EulerAncestralDiscreteScheduler(SigmaFacade):
     ) -> None:
         self._configured()
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the levels of a run.
 
@@ -130,12 +131,10 @@ class EulerAncestralDiscreteScheduler(SigmaFacade):
         """
         reject_integer(self, "step", timestep)
         index = self._index(timestep)
-        plan = self._plan(self._default)
+        plan = self._plan()
+        matching(sample, model_output, "model_output")  # before a generator has moved on
         noise = draw(model_output, generator, index)
         used = noise if plan.noises and plan.stochastic[index] else None
-        moved = self._advance(self._default, index, sample, model_output, used)
-
-        def estimated() -> Array:
-            return estimate(plan, index, sample, model_output)
-
-        return answer(EulerAncestralDiscreteSchedulerOutput, moved, estimated, return_dict)
+        return self._answer(
+            EulerAncestralDiscreteSchedulerOutput, None, index, sample, model_output, used, return_dict
+        )

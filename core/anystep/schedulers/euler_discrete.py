@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array, Float64, host, kind, like
+from anystep._array import Array, Float64, kind, like
+from anystep._checks import number, reals
 from anystep._draw import draw
-from anystep._update import estimate
+from anystep._update import estimate, matching
 from anystep.forward import mix, velocity
 from anystep.samplers._late_churn import LateChurnEuler
 from anystep.schedulers._config import register_to_config
@@ -15,6 +16,7 @@ from anystep.schedulers._facade import answer
 from anystep.schedulers._indexed import reject_integer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import EulerDiscreteSchedulerOutput
+from anystep.schedulers._remembered import remembered
 from anystep.schedulers._sigma import SigmaFacade
 
 __all__ = ["EulerDiscreteScheduler"]
@@ -91,6 +93,7 @@ class EulerDiscreteScheduler(SigmaFacade):
     ) -> None:
         self._configured()
 
+    @remembered
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -200,12 +203,17 @@ class EulerDiscreteScheduler(SigmaFacade):
         """
         reject_integer(self, "step", timestep)
         index = self._index(timestep)
+        s_churn = number("s_churn", s_churn)
         if not s_churn:
-            sampler, raised = self._default, 0.0
-        else:
-            sampler = LateChurnEuler(s_churn, s_tmin, s_tmax, s_noise, count=len(self._sigmas) - 1)
-            raised = float(sampler.raised(self._levels)[index])
+            return self._answer(
+                EulerDiscreteSchedulerOutput, None, index, sample, model_output, None, return_dict
+            )
+        others = {"s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        s_tmin, s_tmax, s_noise = (number(name, value) for name, value in others.items())
+        sampler = LateChurnEuler(s_churn, s_tmin, s_tmax, s_noise, count=len(self._sigmas) - 1)
+        raised = float(sampler.raised(self._levels)[index])
         level = float(self._sigmas[index])
+        matching(sample, model_output, "model_output")  # before a generator has moved on
         noise = draw(model_output, generator, index) if raised > level else None
         plan = self._plan(sampler)
         used = noise if plan.noises and plan.stochastic[index] else None
@@ -230,7 +238,7 @@ class EulerDiscreteScheduler(SigmaFacade):
         """
         reject_integer(self, "get_velocity", timesteps)
         if "euler-get-velocity" in self._corrections:
-            return velocity(self._schedule, sample, noise, host(timesteps))
-        rows = [self.index_for_timestep(t) for t in np.ravel(host(timesteps))]
+            return velocity(self._schedule, sample, noise, reals("timesteps", timesteps))
+        rows = [self.index_for_timestep(t) for t in np.ravel(reals("timesteps", timesteps))]
         product = self._schedule.alphas_cumprod[rows]
         return mix(sample, noise, like(-np.sqrt(1 - product), sample), like(np.sqrt(product), sample))

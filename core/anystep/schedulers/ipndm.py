@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anystep._array import Array
-from anystep._checks import integer
+from anystep._checks import integer, numbers
 from anystep.levels import Levels
 from anystep.predictions import Prediction, Velocity
 from anystep.samplers._blind_ipndm import BlindIPNDM
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._indexed import IndexedFacade
 from anystep.schedulers._outputs import SchedulerOutput
+from anystep.schedulers._remembered import remembered
 from anystep.schedules import Crash
 from anystep.spacings import Trailing
 
@@ -70,6 +71,7 @@ class IPNDMScheduler(IndexedFacade):
             self._times = self._path.cur.t
         self._hand_out()
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the levels of a run.
 
@@ -94,8 +96,8 @@ class IPNDMScheduler(IndexedFacade):
         schedule = Crash(u_min=1e-300)  # the least noisy of many steps is told as it is
         if self.config["trained_betas"] is None:
             return Trailing().levels(schedule, steps)
-        sigma_t = np.asarray(self.config["trained_betas"], dtype=np.float64)
-        if sigma_t.ndim != 1 or len(sigma_t) < 2 or not ((sigma_t >= 0) & (sigma_t <= 1)).all():
+        sigma_t = numbers("trained_betas", self.config["trained_betas"])
+        if len(sigma_t) < 2 or not ((sigma_t >= 0) & (sigma_t <= 1)).all():
             raise ValueError(
                 f"trained_betas has shape {sigma_t.shape}: expected N + 1 sigmas in [0, 1], the final level included."
             )
@@ -156,5 +158,5 @@ class IPNDMScheduler(IndexedFacade):
         TypeError, ValueError
             If a dtype or shape differs. Nothing is changed then.
         """
-        moved = self._advance(self._default, self._index(timestep), sample, model_output, None)
-        return SchedulerOutput(moved) if return_dict else (moved,)
+        moved = self._advance(None, self._index(timestep), sample, model_output, None)
+        return SchedulerOutput.of((moved,)) if return_dict else (moved,)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from anystep._array import Array, Float64, kind
-from anystep._checks import integer
+from anystep._checks import integer, number
 from anystep._draw import draw
 from anystep._update import State, estimate, update
 from anystep.forward import mix
@@ -96,7 +96,7 @@ class KarrasVeScheduler(AnyFacade):
         for name in ("s_noise", "s_churn", "s_min", "s_max"):
             if not config[name] >= 0:
                 raise ValueError(f"{name}={config[name]!r}: expected a number >= 0; s_churn=0 is the ODE.")
-        low, high = config["sigma_min"], config["sigma_max"]
+        low, high = (number(name, config[name]) for name in ("sigma_min", "sigma_max"))
         if not 0 < low < high < np.inf:
             raise ValueError(
                 f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf."

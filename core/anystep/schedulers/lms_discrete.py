@@ -7,14 +7,12 @@ import numpy as np
 
 from anystep._array import Array
 from anystep._checks import integer
-from anystep._update import estimate
 from anystep.samplers._short_lms import ShortLMS
 from anystep.samplers.lms import lagrange_integrals
-from anystep.schedulers._alpha import diffusers_timesteps
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import LMSDiscreteSchedulerOutput
+from anystep.schedulers._remembered import remembered
 from anystep.schedulers._sigma import SigmaFacade
 
 __all__ = ["LMSDiscreteScheduler"]
@@ -56,11 +54,11 @@ class LMSDiscreteScheduler(SigmaFacade):
     _compatibles: ClassVar[list[str]] = [e.name for e in KarrasDiffusionSchedulers]
     deviations: ClassVar[Mapping[str, str]] = {
         "lms-short-history": "a run from the middle takes coefficients for a history that it does not have",
-        "lms-foreign-ends": "exponential and beta sigmas heed sigma_min and sigma_max left by another class",
+        "foreign-ends": "exponential and beta sigmas heed sigma_min and sigma_max left by another class",
         "linspace-single-step": "a single linspace step starts at timestep 0",
     }
-    _untouched: bool = True
-    """Whether `set_timesteps` was never called."""
+    _whole_at_first = True
+    _foreign_ends = ("exponential", "beta")
 
     @register_to_config
     def __init__(
@@ -79,18 +77,7 @@ class LMSDiscreteScheduler(SigmaFacade):
     ) -> None:
         self._configured()
 
-    def _reset(self) -> None:
-        if self._untouched or self.num_inference_steps is None:
-            self._untouched, self.num_inference_steps = True, len(self)
-            # An offset moves timesteps past the end of the table, and is a clear error only in set_timesteps.
-            offset = self.config["steps_offset"] * (self.config["timestep_spacing"] == "leading")
-            times = diffusers_timesteps(
-                {**self.config, "steps_offset": 0}, len(self), rounded=False, corrected=True
-            )
-            self._sigmas, told = self._chain(np.clip(times + offset, *self._schedule.t_range))
-            self._times = told if self._respacing else times + offset
-        super()._reset()
-
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the levels of a run.
 
@@ -108,11 +95,7 @@ class LMSDiscreteScheduler(SigmaFacade):
             If N is out of range, or the spacing has no such levels. Nothing is changed then.
         """
         chain, times = self._chain(self._spaced(num_inference_steps))
-        self._take(num_inference_steps, times, chain, device, _untouched=False)
-
-    def _end(self, key: str) -> Any:
-        foreign = self.config.get(key) if self._respacing != "karras" else None
-        return None if "lms-foreign-ends" in self._corrections else foreign
+        self._take(num_inference_steps, times, chain, device)
 
     @property
     def _default(self) -> ShortLMS:
@@ -187,10 +170,6 @@ class LMSDiscreteScheduler(SigmaFacade):
         """
         index = self._index(timestep)
         sampler = self._sampler(integer("order", order), index)
-        plan = self._plan(sampler)
-        moved = self._advance(sampler, index, sample, model_output, None)
-
-        def estimated() -> Array:
-            return estimate(plan, index, sample, model_output)
-
-        return answer(LMSDiscreteSchedulerOutput, moved, estimated, return_dict)
+        return self._answer(
+            LMSDiscreteSchedulerOutput, sampler, index, sample, model_output, None, return_dict
+        )

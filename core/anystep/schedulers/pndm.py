@@ -16,6 +16,7 @@ from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import SchedulerOutput
+from anystep.schedulers._remembered import remembered
 
 __all__ = ["PNDMScheduler"]
 
@@ -106,6 +107,7 @@ class PNDMScheduler(AlphaFacade):
             self.prk_timesteps = self.plms_timesteps = None
         super()._reset()
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the N steps of a run; ``timesteps`` has an entry for each model call.
 

@@ -8,8 +8,8 @@ import numpy as np
 from anystep._array import Array
 from anystep._checks import integer
 from anystep._draw import draw
-from anystep._update import estimate
-from anystep.repaint import inpaint_step, renoise, undo_step, walk
+from anystep._update import estimate, matching
+from anystep.repaint import check_over, inpaint_step, renoise, undo_step, walk
 from anystep.samplers import DDIM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
@@ -100,12 +100,16 @@ class RePaintScheduler(AlphaFacade):
         shift = int("repaint-jump-level" in self._corrections)
         times = np.asarray(walk(steps, jump_length, jump_n_sample, shift), dtype=np.int64) * stride
         planned = np.arange(steps)[::-1] * stride
-        self._set(steps, times, device, DDIM(), _planned=planned, _drawn=0)
+        self._set(steps, times, device, _planned=planned, _drawn=0)
 
     @property
     def one(self) -> Any:
         """1.0, alpha² of the clean sample."""
         return self._export(1.0)
+
+    @property
+    def _usual(self) -> DDIM:
+        return DDIM()
 
     @property
     def _plan_times(self) -> Any:
@@ -154,6 +158,9 @@ class RePaintScheduler(AlphaFacade):
             If `set_timesteps` was not called, or a shape differs.
         """
         plan, row = self._plan(DDIM(float(self.eta)), self._told(timestep))
+        matching(sample, model_output, "model_output")  # before a generator has moved on
+        for name, part in (("original_image", original_image), ("mask", mask)):
+            check_over(name, part, sample)
         noise = [draw(model_output, generator, self._drawn)]
         if "repaint-shared-noise" in self._corrections and plan.stochastic[row]:
             noise.append(draw(model_output, generator, self._drawn + 1))
@@ -183,7 +190,7 @@ class RePaintScheduler(AlphaFacade):
         """
         t = self._told(timestep)
         if "repaint-undo-level" in self._corrections:
-            plan, row = self._plan(DDIM(), t)
+            plan, row = self._plan(None, t)
             count, moved = 1, undo_step(plan, row, sample, draw(sample, generator, self._drawn))
         else:
             count = len(self) // (self.num_inference_steps or 1)

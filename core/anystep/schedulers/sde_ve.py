@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array, Float64, host, kind, like
-from anystep._checks import integer
+from anystep._array import Array, Float64, kind, like, namespace
+from anystep._checks import integer, number, reals
 from anystep._draw import draw
-from anystep._update import State, update
+from anystep._update import State, matching, update
 from anystep.forward import mix
 from anystep.langevin import langevin_step
 from anystep.levels import Levels
@@ -141,7 +141,7 @@ class ScoreSdeVeScheduler(AnyFacade):
         )
 
     def _spaced(self, steps: int, sampling_eps: float | None) -> tuple[float, Float64]:
-        eps = float(self.config["sampling_eps"] if sampling_eps is None else sampling_eps)
+        eps = number("sampling_eps", self.config["sampling_eps"] if sampling_eps is None else sampling_eps)
         if not 0 < eps <= 1:
             raise ValueError(f"sampling_eps={eps}: expected a time in (0, 1]; 1e-5 is usual.")
         return eps, np.linspace(1.0, eps, steps)
@@ -176,6 +176,7 @@ class ScoreSdeVeScheduler(AnyFacade):
 
     def _levels(self, steps: int, times: Float64, low: float, high: float) -> dict[str, Any]:
         """Attributes that hold N levels from low to high, and the level at each time."""
+        low, high = number("sigma_min", low), number("sigma_max", high)
         if not 0 < low < high < np.inf:
             raise ValueError(
                 f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf."
@@ -197,8 +198,9 @@ class ScoreSdeVeScheduler(AnyFacade):
         """
         below = np.append(0.0, self._discrete[:-1])
         if isinstance(timesteps, _HOST):
-            return below[np.asarray(timesteps)]
-        xp = kind(t).xp
+            return below[self._rows(timesteps)]
+        xp = kind(t, "t").xp
+        self._check_indices(timesteps, xp)
         flat = xp.take(like(below, t, t.dtype), xp.reshape(timesteps, (-1,)), axis=0)
         return xp.reshape(flat, timesteps.shape)
 
@@ -238,6 +240,7 @@ class ScoreSdeVeScheduler(AnyFacade):
         """
         row = self._row(timestep)
         plan = self._plan(ReverseDiffusion(last_noise=True))
+        matching(sample, model_output, "model_output")  # before a generator has moved on
         noise = draw(sample, generator, self._draws)
         moved = update(plan, row, State(sample), model_output, noise).x
         self._draws += 1
@@ -268,7 +271,7 @@ class ScoreSdeVeScheduler(AnyFacade):
             xp = kind(timestep, "timestep").xp
             index = xp.astype(xp.floor(timestep * scale + shift), xp.int32)
             return first - (xp.reshape(index, ()) if index.ndim == 1 and index.shape[0] == 1 else index)
-        times = host(timestep)
+        times = reals("timestep", timestep)
         if not ((times >= 0) & (times <= 1)).all():
             raise ValueError(
                 f"timestep={timestep!r}: expected times in [0, 1], such as an entry of scheduler.timesteps."
@@ -307,7 +310,7 @@ class ScoreSdeVeScheduler(AnyFacade):
         ValueError
             If a shape differs.
         """
-        found = kind(sample)
+        found = kind(matching(sample, model_output, "model_output"))
         # diffusers draws in float32 whatever the sample.
         noise = draw(found.xp.astype(sample, found.xp.float32, copy=False), generator, self._draws)
         moved = langevin_step(sample, model_output, noise, self.config["snr"])
@@ -328,12 +331,22 @@ class ScoreSdeVeScheduler(AnyFacade):
         """
         noise = draw(original_samples, None) if noise is None else noise
         if isinstance(timesteps, _HOST):
-            rows = np.asarray(timesteps)
-            if rows.dtype.kind not in "iu" or (
-                rows.size and not 0 <= rows.min() <= rows.max() < len(self._discrete)
-            ):
-                raise ValueError(f"timesteps={timesteps!r}: expected integers in [0, {len(self._discrete)}).")
-            return mix(original_samples, noise, 1.0, like(self._discrete[rows], original_samples))
+            sigmas = self._discrete[self._rows(timesteps)]
+            return mix(original_samples, noise, 1.0, like(sigmas, original_samples))
         xp = kind(original_samples).xp
+        self._check_indices(timesteps, xp)
         table = like(self._discrete, original_samples)
         return mix(original_samples, noise, 1.0, xp.take(table, xp.reshape(timesteps, (-1,)), axis=0))
+
+    def _rows(self, timesteps: Any) -> Any:
+        """Indices of ``discrete_sigmas`` that are known on the host."""
+        rows, count = reals("timesteps", timesteps, "integers"), len(self._discrete)
+        if (rows != np.floor(rows)).any() or (rows.size and not 0 <= rows.min() <= rows.max() < count):
+            raise ValueError(f"timesteps={timesteps!r}: expected integers in [0, {count}).")
+        return rows.astype(np.int64)
+
+    @staticmethod
+    def _check_indices(timesteps: Any, xp: Any) -> None:
+        """Raise TypeError unless indices on a device are integers of this library."""
+        if namespace(timesteps) is not xp or not xp.isdtype(timesteps.dtype, "integral"):
+            raise TypeError(f"timesteps={timesteps!r}: expected integers, on the host or of the samples' library.")

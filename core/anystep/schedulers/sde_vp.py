@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array, host, namespace
-from anystep._checks import integer
+from anystep._array import Array, namespace
+from anystep._checks import integer, reals
 from anystep._draw import draw
+from anystep._update import matching
 from anystep.samplers.euler_maruyama import EulerMaruyama
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade
@@ -134,10 +135,11 @@ class ScoreSdeVpScheduler(AnyFacade):
         if position is not None:
             t = self._times[position]
         if isinstance(t, _HOST):
-            t = host(t).astype(np.float64)
+            t = reals("t", t)
             if not ((t > 0) & (t <= 1)).all():
                 raise ValueError(f"t={t.tolist()}: expected times in (0, 1], such as scheduler.timesteps.")
         t = namespace(t).reshape(t, (-1,))
+        matching(x, score, "score")  # before a generator has moved on
         noise = draw(x, generator, self._draws)
         moved = self._sampler.step(x, score, noise, t, self._width(t))
         self._draws += 1

@@ -8,7 +8,7 @@ import numpy as np
 from anystep._array import Array, kind
 from anystep._checks import integer
 from anystep._draw import draw_uniform
-from anystep._token_arrays import TINY
+from anystep._token_arrays import TINY, working
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade
 from anystep.schedulers._outputs import VQDiffusionSchedulerOutput
@@ -230,7 +230,7 @@ class VQDiffusionScheduler(AnyFacade):
         """
         t = self._timestep(timestep, 0)
         step, last = self._step_from(t)
-        self._check(model_output, sample)
+        self._check(model_output, sample, ("model_output", "sample"))
         drawn = self._draw(model_output, sample, None if last else step, generator, t)
         return VQDiffusionSchedulerOutput(prev_sample=drawn) if return_dict else (drawn,)
 
@@ -251,18 +251,20 @@ class VQDiffusionScheduler(AnyFacade):
             return xp.astype(gumbel_max(log_p, uniform), x_t.dtype, copy=False)
         return sample_race(log_p_x0, x_t, step, uniform)
 
-    def _check(self, log_p_x0: Array, x_t: Array) -> None:
+    def _check(
+        self, log_p_x0: Array, x_t: Array, names: tuple[str, str] = ("log_p_x_0", "x_t")
+    ) -> None:
         """Raise for a wrong number of classes; for wrong tokens only where they are on the host."""
-        kind(log_p_x0, "model_output")
+        working(log_p_x0, x_t, names)  # before a generator has moved on
         if log_p_x0.ndim == 3 and log_p_x0.shape[1] != self.mask_class:
             raise ValueError(
-                f"model_output has shape {tuple(log_p_x0.shape)}: expected (B, {self.mask_class}, L), one row for each class but "
+                f"{names[0]} has shape {tuple(log_p_x0.shape)}: expected (B, {self.mask_class}, L), one row for each class but "
                 "the mask; the axis of classes is the second."
             )
         outside = isinstance(x_t, np.ndarray) and x_t.size and (x_t.min() < 0 or x_t.max() > self.mask_class)
         if outside:
             raise ValueError(
-                f"sample has classes outside [0, {self.mask_class}]: expected tokens, the last is the mask."
+                f"{names[1]} has classes outside [0, {self.mask_class}]: expected tokens, the last is the mask."
             )
 
     def q_posterior(self, log_p_x_0: Array, x_t: Array, t: Any) -> Array:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anystep._array import Float64
+from anystep._checks import number
 from anystep.levels import Level
 from anystep.schedules import Schedule
 from anystep.spacings._base import Spacing
@@ -18,16 +19,23 @@ from anystep.spacings._base import Spacing
 __all__ = ["Shifted", "dynamic_shift", "shift_flow", "stretch_to_terminal"]
 
 
-def shift_flow(sigma: Any, shift: float) -> Any:
+def shift_flow(sigma: Any, shift: float, power: float = 1.0) -> Any:
     """U' = s u / (1 + (s - 1) u) of flow sigmas in [0, 1]; 1 leaves them.
+
+    With a power p, the noise-to-signal ratio is raised to it before it is multiplied: u' / (1 - u') = s (u / (1 - u))^p.
 
     Examples
     --------
-    >>> shift_flow(0.5, 3.0)
-    0.75
+    >>> shift_flow(0.5, 3.0), shift_flow(0.75, 1.0, power=2.0)
+    (0.75, 0.9)
     """
-    if not shift > 0:
-        raise ValueError(f"shift={shift}: expected a factor > 0; 1 leaves the levels as they are.")
+    if not 1e-9 <= shift <= 1e9:  # beyond, 1 + (s - 1) u loses what it is made of
+        raise ValueError(
+            f"shift={shift}: expected a factor > 0, in [1e-9, 1e9]; 1 leaves the levels as they are."
+        )
+    if power != 1:
+        noise = shift * sigma**power
+        return noise / (noise + (1 - sigma) ** power)
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -41,7 +49,9 @@ def dynamic_shift(mu: float, kind: Literal["exponential", "linear"] = "exponenti
     """
     if kind not in ("exponential", "linear"):
         raise ValueError(f"kind={kind!r}: expected 'exponential' or 'linear'.")
-    return float(np.exp(mu)) if kind == "exponential" else float(mu)
+    mu = number("mu", mu)
+    with np.errstate(over="ignore"):
+        return float(np.exp(mu)) if kind == "exponential" else mu
 
 
 def stretch_to_terminal(sigmas: Float64, terminal: float) -> Float64:
@@ -54,14 +64,14 @@ def stretch_to_terminal(sigmas: Float64, terminal: float) -> Float64:
     """
     if not sigmas[-1] < 1:
         raise ValueError(
-            f"terminal={terminal}: the last level is pure noise and cannot be stretched to it; use more steps."
+            f"shift_terminal={terminal}: the last level is pure noise and cannot be stretched to it; use more steps."
         )
     if not 0 <= terminal < 1:
         raise ValueError(
-            f"terminal={terminal} is outside [0, 1): it is the last flow sigma at which the model is called."
+            f"shift_terminal={terminal} is outside [0, 1): it is the last flow sigma at which the model is called."
         )
     rest = 1 - sigmas
-    return 1 - rest * ((1 - terminal) / rest[-1])
+    return 1 - rest / (rest[-1] / (1 - terminal))
 
 
 @dataclass(frozen=True)

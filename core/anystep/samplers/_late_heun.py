@@ -1,0 +1,43 @@
+"""Heun begun at the second call of a step, as in diffusers' HeunDiscreteScheduler; no published source."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from anystep._array import Float64
+from anystep.levels import Levels
+from anystep.plan import Plan, compose
+from anystep.predictions import Prediction, prediction
+from anystep.samplers._base import Sampler
+from anystep.samplers.heun import Heun
+from anystep.thresholding import Threshold
+
+__all__ = ["LateHeun"]
+
+X, START = 0, 3
+"""Columns."""
+
+
+@dataclass(frozen=True)
+class LateHeun(Sampler):
+    """x_nxt = x: calls are paired from the second of `anystep.Heun` on, and both of such a pair are at one level.
+
+    Parameters
+    ----------
+    corrects
+        Whether the call is the second of its pair, which begins again where the first began.
+    """
+
+    corrects: bool
+    order: ClassVar[int] = 0
+
+    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
+        """See `Sampler.plan`: the calls of `anystep.Heun`."""
+        return compose(Heun().calls(levels), prediction(predicts), self.rows(levels), threshold)
+
+    def rows(self, levels: Levels) -> Float64:
+        """Coefficients of (x, ε̂, x̂₀, start), a row for each model call."""
+        rows = np.zeros((2 * levels.steps - 1, 2, 4))
+        rows[:, :, START if self.corrects else X] = 1.0
+        return rows
