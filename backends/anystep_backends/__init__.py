@@ -3,3 +3,9 @@
 Importing this package imports no array library; each adapter imports its own. ``_protocol`` says what an
 adapter does.
 """
+
+from anystep._array import backend, backend_names
+
+from ._protocol import Backend
+
+__all__ = ["Backend", "backend", "backend_names"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,7 +10,12 @@ import cupy  # pyright: ignore[reportMissingImports]
 import numpy as np
 import numpy.typing as npt
 
+from anystep._array import namespace
+from anystep._counter import generate
+from anystep.plan import Plan
+
 from . import _common
+from ._fused import Step
 from ._protocol import Array, Backend
 
 __all__ = ["backend"]
@@ -25,6 +30,11 @@ class _CuPy:
 
     name: str = "cupy"
     version: str = cupy.__version__
+
+    @property
+    def transforms(self) -> Mapping[str, Callable[..., Any]]:
+        """None: the library has no transforms."""
+        return {}
 
     def devices(self) -> Sequence[str]:
         """Each GPU, as ``"cuda:0"``; none without a driver."""
@@ -109,6 +119,19 @@ class _CuPy:
             return _common.uniform(
                 shape, generator, double=double, native=native, move=cupy.asarray, join=cupy.concatenate
             )
+
+    def counter_noise(
+        self, like: Array, seed: int, stream: int, step: Any, samples: Array, **options: Any
+    ) -> Array:
+        """`anystep._counter.generate` with the sample's device as the current one, on which CuPy launches."""
+        with like.device:
+            return generate(namespace(like), like.device, seed, stream, step, samples, **options)
+
+    def fuse(self, plan: Plan, i: int, x: Array) -> Step | None:
+        """Row ``i`` made fast for arrays like ``x``, or None; see `anystep.update`."""
+        from ._cupy_fused import fuse  # here, because its kernels are made when it is imported
+
+        return fuse(plan, i, x)
 
     def position(self, table: Array, entry: Array) -> int | None:
         """Index of a view into the table, from addresses: no value is read, so it never waits for the GPU."""

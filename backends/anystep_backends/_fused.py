@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from anystep import Plan, State
 from anystep._combination import Row
+from anystep._update import state_of
 
 __all__ = ["Combination", "Step", "stepper"]
 
@@ -22,12 +23,12 @@ def stepper(plan: Plan, i: int, combination: Callable[[Row], Combination]) -> St
     first, *others = (one if isinstance(one, int) else combination(one) for one in plan.outputs(i))
     assert not isinstance(first, int)
     if not others:
-        return lambda arrays, donate: State(first(arrays, arrays[0] if donate else None))
+        return lambda arrays, donate: state_of((first(arrays, arrays[0] if donate else None), ()))
     keeps = any(one == 0 for one in others if isinstance(one, int))
 
     def step(arrays: Sequence[Any], donate: bool) -> State:
         # Memories first: they may be made of an x that is then written to.
         memory = tuple([arrays[one] if isinstance(one, int) else one(arrays, None) for one in others])
-        return State(first(arrays, arrays[0] if donate and not keeps else None), memory)
+        return state_of((first(arrays, arrays[0] if donate and not keeps else None), memory))
 
     return step

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
+from anystep._counter import generate
+from anystep.plan import Plan
+
 from . import _common
+from ._fused import Step
+from ._numpy_fused import fuse
 from ._protocol import Array, Backend
 
 __all__ = ["backend"]
@@ -22,6 +27,11 @@ class _NumPy:
 
     name: str = "numpy"
     version: str = np.__version__
+
+    @property
+    def transforms(self) -> Mapping[str, Callable[..., Any]]:
+        """None: the library has no transforms."""
+        return {}
 
     def devices(self) -> Sequence[str]:
         """The host."""
@@ -73,6 +83,16 @@ class _NumPy:
         return _common.uniform(
             shape, generator, double=double, native=native, move=np.asarray, join=np.concatenate
         )
+
+    def counter_noise(
+        self, like: Array, seed: int, stream: int, step: Any, samples: Array, **options: Any
+    ) -> npt.NDArray[Any]:
+        """`anystep._counter.generate`, as much at a time as the cache holds."""
+        return generate(np, "cpu", seed, stream, step, samples, **options, block=2**16)
+
+    def fuse(self, plan: Plan, i: int, x: npt.NDArray[Any]) -> Step | None:
+        """Row ``i`` made fast for arrays like ``x``, or None; see `anystep.update`."""
+        return fuse(plan, i, x)
 
     def position(self, table: Array, entry: Array) -> int | None:
         """None: an entry of a NumPy array is a scalar, a copy that does not remember where it came from."""

@@ -1,12 +1,17 @@
 """What a backend adds to the array API standard, and nothing more.
 
-The core needs only the standard namespace of an array. Four things lie outside the standard: naming a device,
-making an array of a given dtype from NumPy and back, native random generators, and telling which entry of a
-table a 0-d array is without reading it from the device. A backend supplies these; an array library without a
-backend still steps.
+The core needs only the standard namespace of an array. Five things lie outside the standard: naming a device,
+making an array of a given dtype from NumPy and back, native random generators, telling which entry of a table a
+0-d array is without reading it from the device, and transforms of functions. A backend supplies these; an array
+library without a backend still steps.
+
+A backend may also have either of two ways to run the core's work as its library does it best. ``counter_noise`` is
+`anystep._counter.generate` with the same bits; it takes like, seed, stream, step, samples, and the keywords elements, law
+and double. ``fuse(plan, i, x)`` is None, or row i of a plan without a threshold as one step for arrays like x, which
+`anystep.update` calls with the arrays (x, model output, memories, noises) and whether x is given up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -27,6 +32,20 @@ class Backend(Protocol):
     @property
     def version(self) -> str:
         """Version of the installed library."""
+        ...
+
+    @property
+    def transforms(self) -> Mapping[str, Callable[..., Any]]:
+        """The library's transforms of functions by name, those of these four that it has.
+
+        Arguments and results are arrays, None, and (named) tuples of them, such as `anystep.State`:
+
+        - ``compile(f)`` is ``f`` as one compiled graph;
+        - ``vmap(f)`` maps ``f`` over the first axis of every array;
+        - ``grad(f)`` is the gradient of the 0-d result of ``f`` by its first argument;
+        - ``scan(f, carry, xs)`` calls ``carry, y = f(carry, x)`` along the first axis of every array in ``xs``, as one
+          compiled loop, and returns the last carry and all ``y`` stacked.
+        """
         ...
 
     def devices(self) -> Sequence[str]:

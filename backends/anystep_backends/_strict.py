@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -23,6 +23,11 @@ class _Strict:
 
     name: str = "array_api_strict"
     version: str = xp.__version__
+
+    @property
+    def transforms(self) -> Mapping[str, Callable[..., Any]]:
+        """None: the library has no transforms."""
+        return {}
 
     def devices(self) -> Sequence[str]:
         """The simulated devices."""

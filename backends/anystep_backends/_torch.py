@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils._pytree import tree_map  # the one that torch.func.vmap reads its in_dims by
+
+from anystep.plan import Plan
 
 from . import _common
+from ._fused import Step
 from ._protocol import Backend
+from ._torch_fused import fuse
+from ._torch_noise import counter_noise
 
 __all__ = ["backend"]
 
@@ -39,6 +46,16 @@ def _drawing(law: Any, device: torch.device, dtype: torch.dtype) -> tuple[bool, 
     return _common.is_double(dtype), native, move
 
 
+def _vmap(f: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.func.vmap`` over every tensor; None is no tensor, which it would refuse."""
+
+    def mapped(*arguments: Any) -> Any:
+        axes = tree_map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else None, arguments)
+        return torch.func.vmap(f, in_dims=axes)(*arguments)
+
+    return mapped
+
+
 @final
 @dataclass(frozen=True)
 class _Torch:
@@ -46,6 +63,14 @@ class _Torch:
 
     name: str = "torch"
     version: str = str(torch.__version__)
+
+    @property
+    def transforms(self) -> Mapping[str, Callable[..., Any]]:
+        """``compile`` without graph breaks, ``vmap`` and ``grad``; no ``scan``.
+
+        A compiled step takes its row as a 0-d integer tensor: one graph for all rows, where Python ints compile anew.
+        """
+        return {"compile": partial(torch.compile, fullgraph=True), "vmap": _vmap, "grad": torch.func.grad}
 
     def devices(self) -> Sequence[str]:
         """The CPU, each CUDA (or ROCm) device, and MPS."""
@@ -97,6 +122,16 @@ class _Torch:
         dtype = torch.float64 if _common.is_double(like.dtype) else torch.float32
         double, native, move = _drawing(torch.rand, like.device, dtype)
         return _common.uniform(shape, generator, double=double, native=native, move=move, join=torch.cat)
+
+    def counter_noise(
+        self, like: torch.Tensor, seed: int, stream: int, step: Any, samples: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """`anystep._counter.generate`; while compiling, one opaque operation."""
+        return counter_noise(like, seed, stream, step, samples, **options)
+
+    def fuse(self, plan: Plan, i: int, x: torch.Tensor) -> Step | None:
+        """Row ``i`` made fast for arrays like ``x``, or None; see `anystep.update`."""
+        return fuse(plan, i, x)
 
     def position(self, table: torch.Tensor, entry: Any) -> int | None:
         """Index of a view into the table, from storage offsets: no value is read, no device waited for.
