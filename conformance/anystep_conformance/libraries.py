@@ -4,13 +4,16 @@ Arrays are made and read here without the adapters, which are under test.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from anystep._array import backend, backend_names
 
 __all__ = ["FLOATS", "HALVES", "LIBRARIES", "WIDE", "Library", "cases", "library", "numpy_dtype"]
 
@@ -35,6 +38,16 @@ class Library:
     """Setting in which arrays of a dtype exist."""
     seal: Callable[[Any], Any] = lambda x: x
     """The array made as immutable as the library can: done to every input of a step, so that a write raises."""
+    device: str | None = None
+    """Name of the device on which ``make`` makes arrays; None is the library's default."""
+    lazily: Callable[..., Any] | None = None
+    """``lazily(f, *arguments)`` calls ``f`` in such a way that reading a value of an array raises; None if reading is free."""
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Setting in which a compiled step may move nothing between host and device."""
+    forget: Callable[[], None] = lambda: None
+    """Drops what was compiled before."""
+    graphs: Callable[[Any], int] | None = None
+    """How many graphs a compiled function has been compiled to, if the library can tell."""
 
     @property
     def missing(self) -> str | None:
@@ -48,7 +61,12 @@ class Library:
 
     def index(self, rows: npt.ArrayLike) -> Any:
         """Integer array of the library's default integer dtype."""
-        return self.make(np.asarray(rows, np.int32 if self.name == "jax" else np.int64))
+        return self.make(np.asarray(rows, np.int32 if self.module == "jax" else np.int64))
+
+    @cached_property
+    def adapter(self) -> Any:
+        """The backend registered for the library, or None."""
+        return backend(self.module) if self.module in backend_names() else None
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -65,11 +83,64 @@ def _read_only(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return x
 
 
-def _strict(device: str | None) -> Callable[[npt.NDArray[Any]], Any]:
+_READS = (
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__complex__",
+    "__index__",
+    "__array__",
+    "__dlpack__",
+    "__iter__",
+)
+"""Methods by which values leave an array."""
+
+
+_HEAP_TYPE = 1 << 9
+"""CPython's mark of a class that is not compiled in."""
+
+
+@contextmanager
+def _refusing(kind: type) -> Generator[None]:
+    """Within it, the arrays of a type that is written in Python refuse to be read; others cannot be watched."""
+
+    def refuse(self: Any, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(
+            "a value was read from the device inside a step: keep branches and indices on the host."
+        )
+
+    fixed = not kind.__flags__ & _HEAP_TYPE
+    kept = {} if fixed else {name: vars(kind)[name] for name in _READS if name in vars(kind)}
+    try:
+        for name in kept:
+            setattr(kind, name, refuse)
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(kind, name, method)
+
+
+def refusing_reads(f: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in which arrays, of types written in Python, refuse to be read."""
+    with ExitStack() as stack:
+        for kind in {type(leaf) for leaf in _leaves(arguments) if hasattr(leaf, "__array_namespace__")}:
+            stack.enter_context(_refusing(kind))
+        return f(*arguments)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, tuple):
+        for branch in tree:  # pyright: ignore[reportUnknownVariableType]
+            yield from _leaves(branch)
+    else:
+        yield tree
+
+
+def _strict(device: str) -> Callable[[npt.NDArray[Any]], Any]:
     def make(values: npt.NDArray[Any]) -> Any:
         import array_api_strict as xp
 
-        return xp.asarray(values.copy(), device=xp.Device(device) if device else None)
+        return xp.asarray(values.copy(), device=xp.Device(device))
 
     return make
 
@@ -103,6 +174,30 @@ def _read_torch(x: Any) -> npt.NDArray[Any]:
     return x.detach().numpy().copy()
 
 
+def _on_meta(f: Callable[..., Any], *arguments: Any) -> Any:
+    """A call with tensors that have no values."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    return f(*tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, arguments))
+
+
+def _forget_graphs() -> None:
+    """Else Dynamo gives up after eight functions with one body, although each has a plan of its own."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+
+
+def _torch_graphs(compiled: Any) -> int:
+    """Graphs since the last time that all were forgotten."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
 def _make_jax(values: npt.NDArray[Any]) -> Any:
     import jax.numpy as jnp
 
@@ -116,20 +211,60 @@ def _jax_64_bits(dtype: str) -> AbstractContextManager[Any]:
     return jax.enable_x64(dtype == "float64")
 
 
+def _shapes_alone(f: Callable[..., Any], *arguments: Any) -> Any:
+    """A call with tracers; Python ints stay what they are."""
+    import jax
+
+    fixed = [isinstance(argument, int) for argument in arguments]
+    traced = [argument for argument, keep in zip(arguments, fixed, strict=True) if not keep]
+
+    def call(*given: Any) -> Any:
+        rest = iter(given)
+        return f(*(a if keep else next(rest) for a, keep in zip(arguments, fixed, strict=True)))
+
+    return jax.eval_shape(call, *traced)
+
+
+def _nothing_moves() -> AbstractContextManager[Any]:
+    import jax
+
+    return jax.transfer_guard("disallow")
+
+
+def _strict_library(name: str, device: str, dtypes: tuple[str, ...]) -> Library:
+    make, module = _strict(device), "array_api_strict"
+    return Library(
+        name, module, make, _read_strict, dtypes, _least_standard, device=device, lazily=refusing_reads
+    )
+
+
 LIBRARIES: tuple[Library, ...] = (
-    Library("numpy", "numpy", np.array, np.array),
-    Library("read-only numpy", "numpy", np.array, np.array, seal=_read_only),
-    Library("array_api_strict", "array_api_strict", _strict(None), _read_strict, WIDE, _least_standard),
+    Library("numpy", "numpy", np.array, np.array, device="cpu"),
+    Library("read-only numpy", "numpy", np.array, np.array, seal=_read_only, device="cpu"),
+    _strict_library("array_api_strict", "CPU_DEVICE", WIDE),
+    _strict_library("array_api_strict on device1", "device1", WIDE),
+    _strict_library("array_api_strict without float64", "no_float64", ("float32",)),
     Library(
-        "array_api_strict on device1",
-        "array_api_strict",
-        _strict("device1"),
-        _read_strict,
-        WIDE,
-        _least_standard,
+        "torch",
+        "torch",
+        _make_torch,
+        _read_torch,
+        device="cpu",
+        lazily=_on_meta,
+        forget=_forget_graphs,
+        graphs=_torch_graphs,
     ),
-    Library("torch", "torch", _make_torch, _read_torch),
-    Library("jax", "jax", _make_jax, np.array, scope=_jax_64_bits),
+    Library(
+        "jax",
+        "jax",
+        _make_jax,
+        np.array,
+        scope=_jax_64_bits,
+        device="cpu",
+        lazily=_shapes_alone,
+        guard=_nothing_moves,
+        graphs=lambda compiled: compiled._cache_size(),
+    ),
 )
 """One line enrols a library in every test that is about arrays."""
 

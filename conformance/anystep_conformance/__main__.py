@@ -1,0 +1,5 @@
+"""``python -m anystep_conformance``."""
+
+from .cli import main
+
+main()
