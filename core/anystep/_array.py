@@ -71,6 +71,10 @@ def _find_kind(x: Array, name: str) -> Kind:
     return Kind(xp, x.dtype, False)
 
 
+_NAMESPACES: dict[type, Any] = {}
+"""By type, which a compiler can trace; array_api_compat's own cache it cannot."""
+
+
 def namespace(*xs: Array) -> Any:
     """Array-API namespace of the arrays; Python scalars and None count for nothing.
 
@@ -80,8 +84,13 @@ def namespace(*xs: Array) -> Any:
     >>> namespace(np.zeros(2)).__name__.split(".")[-1]
     'numpy'
     """
+    if len(xs) == 1 and type(xs[0]) in _NAMESPACES:
+        return _NAMESPACES[type(xs[0])]
     try:
-        return array_namespace(*xs)
+        found = array_namespace(*xs)
+        if len(xs) == 1:
+            _NAMESPACES[type(xs[0])] = found
+        return found
     except TypeError as error:
         names = ", ".join(type(x).__module__.split(".")[0] + "." + type(x).__name__ for x in xs)
         raise TypeError(

@@ -3,8 +3,9 @@
 There are two paths. The plain one multiplies and adds: only ``*`` and ``+`` touch the user's arrays (and the
 threshold's clip where one is set), coefficients meet them as Python floats, or as gathered tables when the index is
 an array, so nothing is read from a device, nothing branches on a value, and every eager library gives the same bits.
-The fused one is what a backend makes of a row for speed, at most 1 eps * sum|c v| from it. It is the default where a
-backend has one; `reproducible` chooses the plain one.
+The fused one is what a backend makes of a row for speed: the same sum in another order, or with products that are not
+rounded before they are added, so that it differs by a rounding or two in sum|c v|. It is the default where a backend has
+one; `reproducible` chooses the plain one.
 """
 
 import threading
@@ -80,6 +81,7 @@ def init(plan: Plan, x: Array) -> State:
         Its memories refer to ``x`` until a row has written them; no row reads one earlier.
     """
     kind(x)
+    backend_of(x)
     plan.prepare()
     return State(x, (x,) * plan.memories)
 

@@ -128,10 +128,12 @@ def check_over(name: str, part: Array, x: Array) -> None:
         raise TypeError(
             f"{name} is a {type(part).__module__} array, the sample a {type(x).__module__} one: convert one of them."
         )
-    if not kind(x).xp.isdtype(part.dtype, ("bool", "integral", "real floating")):
+    if not str(part.dtype).split(".")[-1].startswith(("bool", "int", "uint", "float", "bfloat")):
         raise TypeError(f"{name} has dtype {part.dtype}: expected real numbers.")
     shape, whole = tuple(part.shape), tuple(x.shape)
-    if len(shape) > len(whole) or any(a not in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False)):
+    if len(shape) > len(whole) or any(
+        a not in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False)
+    ):
         raise ValueError(f"{name} has shape {shape}: expected one that broadcasts over {whole}.")
 
 

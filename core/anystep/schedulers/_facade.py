@@ -227,7 +227,9 @@ class Facade(AnyFacade):
             return None
         bound = config.get("clip_sample_range", 1.0)
         if not bound > 0:
-            raise ValueError(f"clip_sample_range={bound}: expected a magnitude > 0; 1 fits images in [-1, 1].")
+            raise ValueError(
+                f"clip_sample_range={bound}: expected a magnitude > 0; 1 fits images in [-1, 1]."
+            )
         return Clip(bound)
 
 
@@ -295,7 +297,7 @@ _FLAGS = (
 )  # fmt: skip
 _NUMBERS = (
     "beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio",
-    "flow_shift", "lambda_min_clipped", "shift", "eta",
+    "flow_shift", "lambda_min_clipped", "eta",
     "s_noise", "s_churn", "s_min", "s_max", "snr", "sampling_eps", "beta_min", "beta_max",
     "alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end",
 )  # fmt: skip

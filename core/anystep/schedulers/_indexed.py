@@ -66,9 +66,7 @@ class IndexedFacade(AnyFacade):
             If there is no such row.
         """
         times = (
-            self._times
-            if schedule_timesteps is None
-            else numbers("schedule_timesteps", schedule_timesteps)
+            self._times if schedule_timesteps is None else numbers("schedule_timesteps", schedule_timesteps)
         )
         wanted = self._number(timestep)
         if len(times) and times[0] == wanted and wanted not in times[1:2]:

@@ -191,13 +191,14 @@ class FlowMatchEulerDiscreteScheduler(FlowFacade):
         if per_token_timesteps is None and not self._stochastic:
             moved = self._advance(None, self._index(timestep), sample, model_output, None)
             return FlowMatchEulerDiscreteSchedulerOutput.of((moved,)) if return_dict else (moved,)
+        matching(sample, model_output, "model_output")  # before a generator has moved on
         index = self._run.index
         # Tokens find their levels by themselves, also after the last step of the others.
         if index is None or per_token_timesteps is None:
             index = self._index(timestep)
         noise = None
         if self._stochastic:
-            found = kind(matching(sample, model_output, "model_output"))  # before a generator has moved on
+            found = kind(sample)
             noise = draw(found.xp.astype(sample, found.work, copy=False), generator, index)
         if per_token_timesteps is None:
             plan = self._plan()

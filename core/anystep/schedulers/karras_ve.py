@@ -97,9 +97,9 @@ class KarrasVeScheduler(AnyFacade):
             if not config[name] >= 0:
                 raise ValueError(f"{name}={config[name]!r}: expected a number >= 0; s_churn=0 is the ODE.")
         low, high = (number(name, config[name]) for name in ("sigma_min", "sigma_max"))
-        if not 0 < low < high < np.inf:
+        if not 1e-50 <= low < high <= 1e50:  # they are squared
             raise ValueError(
-                f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf."
+                f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf, within [1e-50, 1e50]."
             )
         self._plans: dict[tuple[float, float], Plan] = {}
         self._draws = 0
@@ -161,7 +161,7 @@ class KarrasVeScheduler(AnyFacade):
         """A level as a number, without reading a device where it is an entry of ``schedule``."""
         kept, position = self._sigmas, None if self._sigmas is None else self._position(sigma, self.schedule)
         value = as_number(name, sigma) if position is None else float(kept[position])
-        if not 0 <= value < np.inf:
+        if not 0 <= value <= 1e100:
             raise ValueError(
                 f"{name}={value}: expected a noise level >= 0, such as an entry of scheduler.schedule."
             )

@@ -177,9 +177,9 @@ class ScoreSdeVeScheduler(AnyFacade):
     def _levels(self, steps: int, times: Float64, low: float, high: float) -> dict[str, Any]:
         """Attributes that hold N levels from low to high, and the level at each time."""
         low, high = number("sigma_min", low), number("sigma_max", high)
-        if not 0 < low < high < np.inf:
+        if not 1e-50 <= low < high <= 1e50:  # they are squared
             raise ValueError(
-                f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf."
+                f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf, within [1e-50, 1e50]."
             )
         one = np.asarray([high if "sde-ve-single-step" in self._corrections else low], dtype=np.float64)
         discrete = one if steps == 1 else exponential(high, low, steps)[::-1]
@@ -349,4 +349,6 @@ class ScoreSdeVeScheduler(AnyFacade):
     def _check_indices(timesteps: Any, xp: Any) -> None:
         """Raise TypeError unless indices on a device are integers of this library."""
         if namespace(timesteps) is not xp or not xp.isdtype(timesteps.dtype, "integral"):
-            raise TypeError(f"timesteps={timesteps!r}: expected integers, on the host or of the samples' library.")
+            raise TypeError(
+                f"timesteps={timesteps!r}: expected integers, on the host or of the samples' library."
+            )

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anystep._array import Array, namespace
+from anystep._array import Array, kind, namespace
 from anystep._checks import integer, reals
 from anystep._draw import draw
 from anystep._update import matching
@@ -138,6 +138,8 @@ class ScoreSdeVpScheduler(AnyFacade):
             t = reals("t", t)
             if not ((t > 0) & (t <= 1)).all():
                 raise ValueError(f"t={t.tolist()}: expected times in (0, 1], such as scheduler.timesteps.")
+        elif namespace(t) is not kind(x, "x").xp:
+            raise TypeError(f"t={t!r}: expected numbers, or an array of the library of x.")
         t = namespace(t).reshape(t, (-1,))
         matching(x, score, "score")  # before a generator has moved on
         noise = draw(x, generator, self._draws)

@@ -82,7 +82,7 @@ class VQDiffusionScheduler(AnyFacade):
 
     def _reset(self) -> None:
         config, steps = self._options, self.num_inference_steps
-        integer("num_vec_classes", config["num_vec_classes"], 2)
+        integer("num_vec_classes", config["num_vec_classes"], 2, 2**31 - 1)
         ends = ("alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end")
         train = config["num_train_timesteps"]
         self._process = MaskAndReplace(
@@ -251,9 +251,7 @@ class VQDiffusionScheduler(AnyFacade):
             return xp.astype(gumbel_max(log_p, uniform), x_t.dtype, copy=False)
         return sample_race(log_p_x0, x_t, step, uniform)
 
-    def _check(
-        self, log_p_x0: Array, x_t: Array, names: tuple[str, str] = ("log_p_x_0", "x_t")
-    ) -> None:
+    def _check(self, log_p_x0: Array, x_t: Array, names: tuple[str, str] = ("log_p_x_0", "x_t")) -> None:
         """Raise for a wrong number of classes; for wrong tokens only where they are on the host."""
         working(log_p_x0, x_t, names)  # before a generator has moved on
         if log_p_x0.ndim == 3 and log_p_x0.shape[1] != self.mask_class:

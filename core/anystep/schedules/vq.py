@@ -87,12 +87,12 @@ class MaskAndReplace:
     gamma_cum_end: float = 0.99999
 
     def __post_init__(self) -> None:
-        integer("classes", self.classes, 2)
+        integer("classes", self.classes, 2, 2**31 - 1)
         integer("train_timesteps", self.train_timesteps, 1, 10**7)
         for name in ("alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: expected a probability in [0, 1].")
+            if not 0 <= value <= 1 or 0 < value < 1e-30:  # less is 0 in float32
+                raise ValueError(f"{name}={value!r}: expected a probability in [0, 1], 0 or at least 1e-30.")
         self._falling("alpha_cum_end", self.alpha_cum_end, "alpha_cum_start", self.alpha_cum_start)
         self._falling("gamma_cum_start", self.gamma_cum_start, "gamma_cum_end", self.gamma_cum_end)
         if self.alpha_cum_start == 0 or self.gamma_cum_start == 1:
@@ -151,7 +151,7 @@ class MaskAndReplace:
         return (
             a,
             np.where(np.abs(b) <= noise, 0.0, b) / (self.classes - 1),
-            (gamma[end] - gamma[start]) / kept,
+            np.maximum(gamma[end] - gamma[start], 0.0) / kept,  # below 0 by rounding alone
         )
 
     def transition(self, start: int, end: int) -> Transition:
