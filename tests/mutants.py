@@ -89,11 +89,14 @@ MUTANTS = [
         ("test_fuzz.py::test_a_config_that_is_replaced_in_a_run",),
     ),
     Mutant(
-        "run-kept-on-the-class",
-        "schedulers/_indexed.py",
-        "        self._run = _Run(index + 1,",
-        "        type(self)._run = _Run(index + 1,",
-        ("test_shared.py::test_two_requests_interleaved_on_clones", "test_shared.py::test_tasks_that_take_turns"),
+        "clone-is-the-scheduler-itself",
+        "schedulers/_mixin.py",
+        "        clone = copy.copy(self)",
+        "        clone = self",
+        (
+            "test_shared.py::test_two_requests_interleaved_on_clones",
+            "test_shared.py::test_tasks_that_take_turns",
+        ),
     ),
     Mutant(
         "noise-before-the-check",

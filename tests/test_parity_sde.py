@@ -216,6 +216,10 @@ LOOSER = {
 
 def check(name, config, steps, monkeypatch, **loop):
     apart, mine, yours = figures(name, config, steps, **loop)
+    if yours > 0.1:
+        # Rounding is magnified until diffusers' float32 has no digit of its own float64: `test_loop_in_float64` tells.
+        assert (name, steps) == ("KarrasVeScheduler", 2) and mine < 2 * yours
+        return
     allowed = (4 + math.sqrt(steps)) * ULP
     if mine > allowed:  # as `reference.trajectories.judge` has it
         allowed = max(allowed, 8 * rounding(name, config, steps, monkeypatch, **loop) + 4 * ULP)

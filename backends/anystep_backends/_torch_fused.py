@@ -44,8 +44,7 @@ def _combination(row: Row) -> Combination:
         return partial(_sum, row.terms or ((0, 0.0),))
     if not row.opposed and row.scale == 1.0:
         return _increment(row)
-    start = (torch.sub, 1, {}) if row.opposed else (torch.add, row.terms[0][0], {"alpha": row.terms[0][1]})
-    return partial(_scaled, *start, row.terms if row.opposed else row.terms[1:], _scalar(row.scale))
+    return _opposed(row) if row.opposed else partial(_scaled, row.terms[0], row.terms[1:], _scalar(row.scale))
 
 
 def _late(row: Row) -> Combination:
@@ -75,13 +74,25 @@ def _sum(terms: Sequence[tuple[int, Any]], arrays: Tensors, out: torch.Tensor | 
     return total
 
 
-def _scaled(
-    start: Any, second: int, options: Any, terms: Any, scale: Any, arrays: Tensors, out: torch.Tensor | None
-) -> torch.Tensor:
-    total = start(arrays[0], arrays[second], **options, out=out)
-    for k, value in terms:
+def _scaled(first: Any, rest: Any, scale: Any, arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+    total = torch.add(arrays[0], arrays[first[0]], alpha=first[1], out=out)
+    for k, value in rest:
         total.add_(arrays[k], alpha=value)
     return total.mul_(scale)
+
+
+def _opposed(row: Row) -> Combination:
+    """Of s (x - m) + ...: one kernel takes the difference, as in m + s (x - m), and the next takes the m back."""
+    terms = {1: 0.0} | dict(row.terms)
+    terms = [(k, row.scale * value - (k == 1)) for k, value in terms.items()]
+
+    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+        total = torch.lerp(arrays[1], arrays[0], row.scale, out=out)
+        for k, value in terms:
+            total.add_(arrays[k], alpha=value)
+        return total
+
+    return combination
 
 
 def _increment(row: Row) -> Combination:

@@ -6,7 +6,10 @@ import numpy as np
 
 from anystep._array import Float64, host
 
-__all__ = ["flag", "integer", "number", "numbers", "reals"]
+__all__ = ["MOST_STEPS", "flag", "integer", "number", "numbers", "reals"]
+
+MOST_STEPS = 10**5
+"""Steps of a facade's run: a service must not be made to fill its memory by one number."""
 
 
 def integer(name: str, value: Any, low: int = 1, high: int | None = None, why: str = "") -> int:

@@ -4,6 +4,7 @@ The size of a correction comes from norms of the arrays themselves, so it is no 
 nothing from a device and compiles.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -65,6 +66,8 @@ def langevin_step(
             raise ValueError(
                 f"{name} has shape {tuple(array.shape)}: expected an array like the samples, {tuple(x.shape)}, batch first."
             )
+    if 0 in x.shape:  # no norms, and nothing to move
+        return xp.astype(x, x.dtype)
     wide, slope, fresh = (xp.astype(array, work, copy=False) for array in (x, score, noise))
     of_score, of_noise = (_norms(array, xp) for array in (slope, fresh))
     if not per_sample:
@@ -78,7 +81,7 @@ def langevin_step(
 
 def _norms(array: Array, xp: Any) -> Array:
     """Euclidean norm of each sample, shape (B,)."""
-    flat = xp.reshape(array, (array.shape[0], -1))
+    flat = xp.reshape(array, (array.shape[0], math.prod(array.shape[1:])))
     return xp.sqrt(xp.sum(flat * flat, axis=1))
 
 

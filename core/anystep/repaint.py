@@ -189,6 +189,9 @@ def inpaint_step(
     return blend(mask, known(plan, i, found.xp.astype(original, x.dtype, copy=False), known_noise), unknown)
 
 
+_MOST_MOVES = 10**6
+
+
 def walk(steps: int, jump_length: int = 10, jump_n_sample: int = 10, shift: int = 0) -> list[int]:
     """Levels visited, as numbers from N - 1 (noisiest) down to 0, where one up means undoing a step.
 
@@ -197,7 +200,13 @@ def walk(steps: int, jump_length: int = 10, jump_n_sample: int = 10, shift: int 
     """
     steps = integer("num_inference_steps", steps)
     length, samples = integer("jump_length", jump_length), integer("jump_n_sample", jump_n_sample, 0)
-    jumps = {j + shift: samples - 1 for j in range(0, steps - length, length)}
+    starts = range(0, steps - length, length)
+    moves = steps + 2 * length * max(samples - 1, 0) * len(starts)
+    if moves > _MOST_MOVES:
+        raise ValueError(
+            f"jump_n_sample={samples}: {moves} moves, expected at most {_MOST_MOVES}; jump less often."
+        )
+    jumps = {j + shift: samples - 1 for j in starts}
     visited, level = [], steps
     while level >= 1:
         level -= 1

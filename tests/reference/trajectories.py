@@ -372,9 +372,10 @@ def rounding(case, seed=0):
 def judge(case, figures, bound=1e-5, strict=None, seed=0, draws=1):
     """Raise where ours is not near diffusers, or is farther from the oracle than diffusers is.
 
-    "Farther" leaves room for rounding, which falls by chance: a few ULP of float32 and their random walk, or, where
-    the loop magnifies rounding (a model called far off its level), eight times what it is measured to cost, at worst of
-    as many `draws`. A bound wider than 1e-5 is granted to diffusers' tables only: then (`strict`) ours is at the oracle but for rounding.
+    "Farther" leaves room for rounding, which falls by chance: a few ULP of float32 and their random walk, or, where the loop
+    magnifies rounding (a model called far off its level), eight times what it is measured to cost, at worst of as many
+    `draws`. A bound wider than 1e-5 is granted to diffusers' tables only: then (`strict`) ours is at the oracle but for
+    rounding.
     """
     counted = case.steps or len(case.set_timesteps.get("timesteps") or case.set_timesteps["sigmas"])
     allowed = (4 + math.sqrt(counted)) * ULP
@@ -580,7 +581,17 @@ def check_plants(case):
 
 def cases():
     """Every case of every facade, as the tests run them."""
-    names = ["ddim", "ddpm", "euler", "euler_ancestral", "lms", "ipndm", "heun", "flow_match_euler", "dpmsolver_multistep"]
+    names = [
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler_ancestral",
+        "lms",
+        "ipndm",
+        "heun",
+        "flow_match_euler",
+        "dpmsolver_multistep",
+    ]
     names += ["unipc_multistep"]
     return [case for name in names for case in importlib.import_module(f"test_parity_{name}").CASES]
 

@@ -19,6 +19,8 @@ class Sampler(ABC):
 
     order: ClassVar[int]
     """Order of convergence of its deterministic form, as tested."""
+    bounds_noise: ClassVar[bool] = False
+    """Whether a threshold bounds ε̂ too, which is then made of the bounded x̂₀: so it is where ε̂ is remembered."""
 
     def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
         """The table that `anystep.update` runs.
@@ -33,7 +35,14 @@ class Sampler(ABC):
             Bound on the estimate of the clean sample, or None.
         """
         with np.errstate(all="ignore"):  # a number that overflows is refused by name
-            return compose(levels, prediction(predicts), self.rows(levels), threshold)
+            calls, rows = self.calls(levels), self.rows(levels)
+            if threshold is not None and self.bounds_noise:
+                rows = from_estimate(rows, calls)
+            return compose(calls, prediction(predicts), rows, threshold)
+
+    def calls(self, levels: Levels) -> Levels:
+        """The level of each model call, and the level that x is at after it: those of the steps, if a step is one call."""
+        return levels
 
     @abstractmethod
     def rows(self, levels: Levels) -> Float64:

@@ -1,16 +1,14 @@
 """Multistep DPM-Solver begun at any row, as diffusers' DPMSolverMultistepScheduler may be."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from anystep._array import Float64
 from anystep.levels import Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers._base import Sampler
 from anystep.samplers.dpm_solver import DPMSolver, dpm_rows
-from anystep.thresholding import Threshold
 
 __all__ = ["HeldDPMSolver"]
 
@@ -36,18 +34,13 @@ class HeldDPMSolver(Sampler):
     begun: int
     kept: int
     third_as_authors: bool = False
+    bounds_noise: ClassVar[bool] = True
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the formula."""
         lowered = 1 if self.solver.stochastic else 2
         return lowered if self.third_as_authors and self.solver.order == 3 else self.solver.order
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, earlier estimates, z)."""

@@ -7,11 +7,8 @@ import numpy as np
 
 from anystep._array import Float64
 from anystep.levels import Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
 from anystep.samplers._base import Sampler
 from anystep.samplers.heun import Heun
-from anystep.thresholding import Threshold
 
 __all__ = ["LateHeun"]
 
@@ -32,9 +29,9 @@ class LateHeun(Sampler):
     corrects: bool
     order: ClassVar[int] = 0
 
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`: the calls of `anystep.Heun`."""
-        return compose(Heun().calls(levels), prediction(predicts), self.rows(levels), threshold)
+    def calls(self, levels: Levels) -> Levels:
+        """Those of `anystep.Heun`."""
+        return Heun().calls(levels)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, start), a row for each model call."""

@@ -1,16 +1,14 @@
 """UniPC of a run that begins at a later row, as image-to-image loops do in diffusers' UniPCMultistepScheduler."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from anystep._array import Float64
 from anystep.levels import Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers._base import Sampler
 from anystep.samplers.unipc import UniPC
-from anystep.thresholding import Threshold
 
 __all__ = ["LateUniPC"]
 
@@ -29,17 +27,12 @@ class LateUniPC(Sampler):
 
     solver: UniPC
     first: int = 0
+    bounds_noise: ClassVar[bool] = True
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the formulas."""
         return self.solver.order
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients as of `UniPC.rows`."""

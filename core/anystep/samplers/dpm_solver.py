@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,8 @@ import numpy.typing as npt
 from anystep._array import Float64
 from anystep._checks import integer
 from anystep.levels import Level, Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers._base import Sampler
 from anystep.samplers._phi import phi
-from anystep.thresholding import Threshold
 
 __all__ = ["DPMSolver", "dpm_rows"]
 
@@ -87,6 +84,7 @@ class DPMSolver(Sampler):
     stochastic: bool = False
     variant: Literal["midpoint", "heun"] = "midpoint"
     last_orders: tuple[int, ...] = ()
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("order_max", self.order_max, 1, 3, "the highest of the published formulas")
@@ -100,12 +98,6 @@ class DPMSolver(Sampler):
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the formula; see the notes."""
         return self.order_max
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, the integrand of 1 .. order_max - 1 calls before, z)."""

@@ -8,12 +8,9 @@ import numpy.typing as npt
 
 from anystep._array import Float64
 from anystep.levels import Level, Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers._base import Sampler
 from anystep.samplers.euler import Euler
 from anystep.schedules import Schedule
-from anystep.thresholding import Threshold
 
 __all__ = ["Heun"]
 
@@ -63,6 +60,7 @@ class Heun(Sampler):
     s_noise: float = 1.0
     schedule: Schedule | None = None
     order: ClassVar[int] = 2
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self._euler
@@ -71,13 +69,6 @@ class Heun(Sampler):
     def _euler(self) -> Euler:
         """The method that is corrected, with its range checks."""
         return Euler(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.schedule)
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`: a row for each model call; with churn, first calls are at the raised levels."""
-        calls, rows = self.calls(levels), self.rows(levels)
-        if threshold is not None:
-            rows = from_estimate(rows, calls)
-        return compose(calls, prediction(predicts), rows, threshold)
 
     def calls(self, levels: Levels) -> Levels:
         """The level of each model call, and the level that x is at after it."""

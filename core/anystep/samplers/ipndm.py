@@ -1,16 +1,14 @@
 """iPNDM: pseudo linear multistep, begun with lower orders (Liu et al. 2022; Zhang, Chen 2022), second order."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from anystep._array import Float64
 from anystep._checks import integer
 from anystep.levels import Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
-from anystep.thresholding import Threshold
+from anystep.samplers._base import Sampler
 
 __all__ = ["IPNDM", "ipndm_rows"]
 
@@ -61,6 +59,7 @@ class IPNDM(Sampler):
     """
 
     order_max: int = 4
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("order_max", self.order_max, 1, len(_WEIGHTS), "the longest published formula")
@@ -69,12 +68,6 @@ class IPNDM(Sampler):
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """2, or 1 with ``order_max`` = 1; see the notes."""
         return min(self.order_max, 2)
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, ε̂ of 1 .. order_max - 1 calls before)."""

@@ -1,16 +1,14 @@
 """LMS: linear multistep of Adams and Bashforth in karras_sigma (K. Crowson's k-diffusion, 2022), any order."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from anystep._array import Float64
 from anystep._checks import integer
 from anystep.levels import Levels, check_descending
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
-from anystep.thresholding import Threshold
+from anystep.samplers._base import Sampler
 
 __all__ = ["LMS", "lagrange_integrals", "lms_rows"]
 
@@ -51,6 +49,7 @@ class LMS(Sampler):
     """
 
     order_max: int = 4
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("order_max", self.order_max)
@@ -59,12 +58,6 @@ class LMS(Sampler):
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the formula; see the notes."""
         return self.order_max
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, ε̂ of 1 .. order_max - 1 calls before)."""

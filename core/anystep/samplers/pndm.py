@@ -8,11 +8,8 @@ import numpy as np
 
 from anystep._array import Float64
 from anystep.levels import Level, Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
 from anystep.samplers._base import Sampler
 from anystep.schedules import Schedule
-from anystep.thresholding import Threshold
 
 __all__ = ["PNDM", "STAGES", "stage_rows"]
 
@@ -98,6 +95,7 @@ class PNDM(Sampler):
     schedule: Schedule | None = None
     warmup: Literal["runge_kutta", "improved_euler"] = "runge_kutta"
     order: ClassVar[int] = 2
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.warmup not in ("runge_kutta", "improved_euler"):
@@ -106,16 +104,6 @@ class PNDM(Sampler):
             raise ValueError(
                 "schedule=None: Runge-Kutta calls the model between the levels; pass the schedule, or warmup='improved_euler'."
             )
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`: a row for each model call."""
-        calls, rows = self.calls(levels), self.rows(levels)
-        if threshold is not None:
-            noise = rows[:, :, NOISE].copy()
-            rows[:, :, NOISE] = 0.0
-            rows[:, :, X] += noise / calls.cur.sigma_t[:, None]
-            rows[:, :, X0] -= noise * (calls.cur.alpha_t / calls.cur.sigma_t)[:, None]
-        return compose(calls, prediction(predicts), rows, threshold)
 
     def stages(self, steps: int) -> list[tuple[int, str]]:
         """(step, stage) of each model call.

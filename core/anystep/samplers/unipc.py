@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from anystep._array import Float64
 from anystep._checks import integer
 from anystep.levels import Levels
-from anystep.plan import Plan, compose
-from anystep.predictions import Prediction, prediction
-from anystep.samplers._base import Sampler, from_estimate
+from anystep.samplers._base import Sampler
 from anystep.samplers._phi import phi
-from anystep.thresholding import Threshold
 
 __all__ = ["UniPC"]
 
@@ -86,6 +83,7 @@ class UniPC(Sampler):
     corrector: bool = True
     skip_corrector: Sequence[int] = ()
     lower_order_final: bool = True
+    bounds_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("order_max", self.order_max)
@@ -99,12 +97,6 @@ class UniPC(Sampler):
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the formulas; see the notes."""
         return self.order_max + self.corrector
-
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
-        """See `Sampler.plan`; with a threshold, ε̂ is made of the bounded x̂₀."""
-        rows = self.rows(levels)
-        rows = rows if threshold is None else from_estimate(rows, levels)
-        return compose(levels, prediction(predicts), rows, threshold)
 
     def orders(self, levels: Levels) -> list[int]:
         """Number of estimates in each step's predictor."""

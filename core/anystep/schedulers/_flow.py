@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array, Float64, like
-from anystep._checks import integer, number, reals
+from anystep._checks import MOST_STEPS, integer, number, reals
 from anystep.forward import mix
 from anystep.levels import Level, Levels
 from anystep.predictions import Flow, Prediction
@@ -130,7 +130,7 @@ class FlowFacade(RespacingFacade):
         lists = {"sigmas": _numbers("sigmas", sigmas), "timesteps": _numbers("timesteps", timesteps)}
         counts = {name: len(values) for name, values in lists.items() if values is not None}
         if steps is not None:
-            counts["num_inference_steps"] = integer("num_inference_steps", steps)
+            counts["num_inference_steps"] = integer("num_inference_steps", steps, 1, MOST_STEPS)
         if not counts:
             raise ValueError("expected num_inference_steps, sigmas or timesteps: none of them was given.")
         if len(set(counts.values())) > 1:

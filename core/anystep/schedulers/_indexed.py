@@ -141,7 +141,7 @@ class IndexedFacade(AnyFacade):
     @property
     @abstractmethod
     def _default(self) -> Any:
-        """The sampler of a step with default arguments."""
+        """The sampler of a step with default arguments; where that depends on what has been, steps name theirs."""
 
     @property
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from anystep._array import Array, Float64, like
-from anystep._checks import integer, numbers, reals
+from anystep._checks import MOST_STEPS, integer, numbers, reals
 from anystep._misread import Misread
 from anystep.forward import mix
 from anystep.levels import Level, Levels
@@ -162,7 +162,7 @@ class LambdaFacade(RespacedFacade):
 
     def _spaced(self, num_inference_steps: Any) -> Float64:
         """Whole timesteps of N steps by the config's spacing."""
-        steps, train = integer("num_inference_steps", num_inference_steps), len(self)
+        steps, train = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS), len(self)
         count, spacing = self._usable, self.config["timestep_spacing"]
         if spacing == "linspace":
             return open_linspace(count, steps)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anystep._array import Array, Float64, like
-from anystep._checks import integer, numbers, reals
+from anystep._checks import MOST_STEPS, integer, numbers, reals
 from anystep._update import scale_input
 from anystep.forward import mix
 from anystep.levels import Level, Levels, check_descending
@@ -118,7 +118,7 @@ class SigmaFacade(RespacedFacade):
 
     def _spaced(self, num_inference_steps: Any, train_timesteps: int | None = None) -> Float64:
         """Timesteps of N steps, fractional for linspace; spaced over a part of the training timesteps if told to."""
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         corrected = "linspace-single-step" in self._corrections
         config = self.config
         if train_timesteps is not None:

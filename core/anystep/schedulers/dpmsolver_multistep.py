@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from anystep._array import Array, Float64, kind
-from anystep._checks import integer, reals
+from anystep._checks import MOST_STEPS, integer, reals
 from anystep._draw import draw
 from anystep._update import State, matching, update
 from anystep.samplers._held_dpm import HeldDPMSolver
@@ -183,7 +183,7 @@ class DPMSolverMultistepScheduler(LambdaFacade):
             times = self._custom(timesteps)
             chain, told = self._chain(len(times), times)
         else:
-            steps = integer("num_inference_steps", num_inference_steps)
+            steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
             spaced = None if self._respacing or self._flow else self._spaced(steps)
             chain, told = self._chain(steps, spaced, shift)
         self._take(chain, told, device, _mu_shift=moved)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anystep._array import Array
-from anystep._checks import integer, numbers
+from anystep._checks import MOST_STEPS, integer, numbers
 from anystep.levels import Levels
 from anystep.predictions import Prediction, Velocity
 from anystep.samplers._blind_ipndm import BlindIPNDM
@@ -87,7 +87,7 @@ class IPNDMScheduler(IndexedFacade):
         ValueError
             If N is out of range. Nothing is changed then.
         """
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         path = self._laid(steps)
         changes = {"num_inference_steps": steps, "_path": path, "_times": path.cur.t, "_untouched": False}
         self._take_over(device, **changes)
@@ -158,5 +158,5 @@ class IPNDMScheduler(IndexedFacade):
         TypeError, ValueError
             If a dtype or shape differs. Nothing is changed then.
         """
-        moved = self._advance(None, self._index(timestep), sample, model_output, None)
+        moved = self._advance(self._default, self._index(timestep), sample, model_output, None)
         return SchedulerOutput.of((moved,)) if return_dict else (moved,)

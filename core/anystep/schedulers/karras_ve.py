@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from anystep._array import Array, Float64, kind
-from anystep._checks import integer, number
+from anystep._checks import MOST_STEPS, integer, number
 from anystep._draw import draw
-from anystep._update import State, estimate, update
+from anystep._update import State, estimate, matching, update
 from anystep.forward import mix
 from anystep.levels import Level, Levels
 from anystep.plan import Plan
@@ -19,6 +19,7 @@ from anystep.samplers.heun import Heun
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade, as_number
 from anystep.schedulers._outputs import KarrasVeOutput, Lazy
+from anystep.schedulers._remembered import remembered
 from anystep.spacings.sigma import exponential
 
 __all__ = ["KarrasVeScheduler"]
@@ -128,6 +129,7 @@ class KarrasVeScheduler(AnyFacade):
         """The sample itself."""
         return sample
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Make ``timesteps`` N - 1 .. 0 and ``schedule``, the noise level of each of them: ``schedule[t]``.
 
@@ -143,7 +145,7 @@ class KarrasVeScheduler(AnyFacade):
         ValueError
             If N is not such an integer. Nothing is changed then.
         """
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         times, sigmas = self._grid(steps)
         self._commit(
             device,
@@ -278,6 +280,8 @@ class KarrasVeScheduler(AnyFacade):
             raise ValueError(
                 "sigma_prev=0: the model has no level there; leave out the correction of the last step."
             )
+        for name, array in (("sample_hat", sample_hat), ("derivative", derivative)):
+            matching(sample_prev, array, name)
         moved = update(plan, 1, State(sample_prev, (sample_hat, derivative)), model_output)
         return self._answer(plan, 1, sample_prev, model_output, moved.x, derivative, return_dict)
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from anystep._array import Array
+from anystep._array import Array, kind
 from anystep._checks import integer
 from anystep._draw import draw
 from anystep._update import estimate, matching
@@ -15,6 +15,7 @@ from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import answer
 from anystep.schedulers._outputs import RePaintSchedulerOutput
+from anystep.schedulers._remembered import remembered
 
 __all__ = ["RePaintScheduler"]
 
@@ -74,6 +75,7 @@ class RePaintScheduler(AlphaFacade):
         self._configured()
         self.eta = eta
 
+    @remembered
     def set_timesteps(
         self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Any = None
     ) -> None:
@@ -159,6 +161,7 @@ class RePaintScheduler(AlphaFacade):
         """
         plan, row = self._plan(DDIM(float(self.eta)), self._told(timestep))
         matching(sample, model_output, "model_output")  # before a generator has moved on
+        kind(original_image, "original_image")
         for name, part in (("original_image", original_image), ("mask", mask)):
             check_over(name, part, sample)
         noise = [draw(model_output, generator, self._drawn)]

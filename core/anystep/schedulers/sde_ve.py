@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anystep._array import Array, Float64, kind, like, namespace
-from anystep._checks import integer, number, reals
+from anystep._checks import MOST_STEPS, integer, number, reals
 from anystep._draw import draw
 from anystep._update import State, matching, update
 from anystep.forward import mix
@@ -131,7 +131,7 @@ class ScoreSdeVeScheduler(AnyFacade):
         ValueError
             If a value is out of range. Nothing is changed then.
         """
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         eps, times = self._spaced(steps, sampling_eps)
         changes: dict[str, Any] = {}
         if "sde-ve-sigmas-apart" in self._corrections:
@@ -169,7 +169,7 @@ class ScoreSdeVeScheduler(AnyFacade):
         ValueError
             If a value is out of range. Nothing is changed then.
         """
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         low = self.config["sigma_min"] if sigma_min is None else sigma_min
         high = self.config["sigma_max"] if sigma_max is None else sigma_max
         self._commit(None, lambda trial: None, **self._levels(steps, self._times, low, high))

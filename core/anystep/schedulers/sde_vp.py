@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anystep._array import Array, kind, namespace
-from anystep._checks import integer, reals
+from anystep._checks import MOST_STEPS, integer, reals
 from anystep._draw import draw
 from anystep._update import matching
 from anystep.samplers.euler_maruyama import EulerMaruyama
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade
+from anystep.schedulers._remembered import remembered
 from anystep.schedules import VP
 
 __all__ = ["ScoreSdeVpScheduler"]
@@ -84,6 +85,7 @@ class ScoreSdeVpScheduler(AnyFacade):
     def _hand_out(self) -> None:
         self.timesteps = None if self._times is None else self._export(self._times)
 
+    @remembered
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Make ``timesteps``, N even times from 1 to ``sampling_eps``.
 
@@ -99,7 +101,7 @@ class ScoreSdeVpScheduler(AnyFacade):
         ValueError
             If N is not such an integer. Nothing is changed then.
         """
-        steps = integer("num_inference_steps", num_inference_steps)
+        steps = integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         times = np.linspace(1.0, self.config["sampling_eps"], steps)
         self._commit(device, lambda trial: None, num_inference_steps=steps, _times=times, _draws=0)
 

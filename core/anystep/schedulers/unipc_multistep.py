@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import numpy as np
 
 from anystep._array import Array, Float64
-from anystep._checks import integer, numbers
+from anystep._checks import MOST_STEPS, integer, numbers
 from anystep._update import State, update
 from anystep.levels import Levels, check_descending
 from anystep.plan import Plan
@@ -219,7 +219,11 @@ class UniPCMultistepScheduler(LambdaFacade):
                 "mu=None: expected a number with use_dynamic_shifting; pipelines make it of the resolution."
             )
         given = None if sigmas is None else self._custom(sigmas)
-        steps = integer("num_inference_steps", num_inference_steps) if given is None else len(given)
+        steps = (
+            integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
+            if given is None
+            else len(given)
+        )
         if self._flow and not self._respacing:
             chain, told = self._flow_chain(open_flow_down(len(self), steps) if given is None else given, mu)
         else:
