@@ -9,10 +9,8 @@ sample, memories carried from earlier calls and fresh noises z, every continuous
 where x̂₀ = estimate[i] @ (x, m). All that tells one scheduler from another is in these coefficients.
 """
 
-import io
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anystep import _plan_files as files
 from anystep._array import Float64
 from anystep._combination import Combination, Row
 from anystep._files import write_atomically
@@ -278,61 +277,33 @@ class Plan:
         >>> Plan.from_json(plan.to_json()) == plan
         True
         """
-        tables = {name: getattr(self, name).tolist() for name in _TABLES}
-        threshold = None if self.threshold is None else self.threshold.to_dict()
-        return json.dumps({"format": _FORMAT, **tables, "threshold": threshold})
+        return files.to_text(self._tables, self.threshold)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Plan":
         """The plan that `to_json` wrote; ValueError if the text is anything else."""
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not a plan: {error}; expected the text of Plan.to_json.") from error
-        return cls._from_fields(found)
+        tables, threshold = files.checked(files.from_text(text), _TABLES)
+        return cls(*tables, threshold=threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a ``.json`` or ``.npz`` file, whole or not at all."""
-        if Path(path).suffix == ".npz":
-            buffer = io.BytesIO()
-            tables = {name: getattr(self, name) for name in _TABLES}
-            threshold = None if self.threshold is None else self.threshold.to_dict()
-            np.savez(buffer, format=np.array(_FORMAT), threshold=np.array(json.dumps(threshold)), **tables)
-            write_atomically(path, buffer.getvalue())
-        else:
-            write_atomically(path, self.to_json().encode())
+        packed = Path(path).suffix == ".npz"
+        write_atomically(
+            path, files.to_npz(self._tables, self.threshold) if packed else self.to_json().encode()
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read a file that `save` wrote. Data only: nothing in the file can run."""
+        data = Path(path).read_bytes()
         if Path(path).suffix != ".npz":
-            return cls.from_json(Path(path).read_bytes())
-        try:
-            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
-                found: dict[str, Any] = {name: archive[name] for name in archive.files}
-            found["format"] = str(found.get("format"))
-            found["threshold"] = json.loads(str(found.get("threshold", "null")))
-        except OSError:
-            raise
-        except (
-            Exception
-        ) as error:  # zipfile, zlib and NumPy each have errors of their own for a damaged archive
-            raise ValueError(f"{path}: not a plan ({error}); expected a file of Plan.save.") from error
-        return cls._from_fields(found)
-
-    @classmethod
-    def _from_fields(cls, found: Any) -> "Plan":
-        if not isinstance(found, Mapping) or found.get("format") != _FORMAT:
-            raise ValueError(f"not a plan: expected the fields of {_FORMAT!r}; write one with Plan.save.")
-        missing = [name for name in _TABLES if name not in found]
-        if missing:
-            raise ValueError(f"not a plan: {missing[0]} is missing; write one with Plan.save.")
-        try:
-            tables = [np.asarray(found[name]) for name in _TABLES]
-            threshold = Threshold.from_dict(found.get("threshold"))
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(f"not a plan: {error}") from error
+            return cls.from_json(data)
+        tables, threshold = files.checked(files.from_npz(path, data), _TABLES)
         return cls(*tables, threshold=threshold)
+
+    @property
+    def _tables(self) -> dict[str, Float64]:
+        return {name: getattr(self, name) for name in _TABLES}
 
 
 def _moved(table: Float64) -> int | None:
@@ -342,7 +313,6 @@ def _moved(table: Float64) -> int | None:
 
 
 _TABLES = tuple(part.name for part in fields(Plan) if part.init and part.name != "threshold")
-_FORMAT = "anystep plan 1"
 
 
 def compose(

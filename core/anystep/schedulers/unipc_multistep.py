@@ -294,7 +294,7 @@ class UniPCMultistepScheduler(LambdaFacade):
         return self._sampler(self._run.index or 0)
 
     def _sampler(self, index: int) -> LateUniPC:
-        config, held = self.config, self.lower_order_nums
+        config = self.config
         solver = UniPC(
             config["solver_order"],
             config["solver_type"],
@@ -302,8 +302,12 @@ class UniPCMultistepScheduler(LambdaFacade):
             skip_corrector=tuple(step for step in self.disable_corrector if step >= 0),
             lower_order_final=bool(config["lower_order_final"]),
         )
-        # A whole history is the same whenever the run began.
-        return LateUniPC(solver, max(0, index - held) if held < config["solver_order"] else 0)
+        return LateUniPC(solver, self._first(index))
+
+    def _first(self, index: int) -> int:
+        """Row at which the run began; a whole history is the same whenever it did."""
+        held = self.lower_order_nums
+        return max(0, index - held) if held < self.config["solver_order"] else 0
 
     @property
     def _earlier(self) -> tuple[Array, ...]:
@@ -352,8 +356,7 @@ class UniPCMultistepScheduler(LambdaFacade):
 
     def _plan_at(self, index: int) -> Plan:
         """The plan of a step, found again without making its sampler."""
-        held, order = self.lower_order_nums, self.config["solver_order"]
-        key = (max(0, index - held) if held < order else 0, *self.disable_corrector)
+        key = (self._first(index), *self.disable_corrector)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._plan(self._sampler(index))
