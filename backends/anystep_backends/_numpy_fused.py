@@ -51,8 +51,17 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
             np.add(total, np.multiply(arrays[k], c, spare), total)
         return total if scale is None else np.multiply(total, scale, total)
 
+    multiply, add, lone = (
+        np.multiply,
+        np.add,
+        base is not None and not (rest or late or opposed or scale is not None),
+    )
+
     def combination(arrays: Sequence[Values], out: Values | None) -> Values:
         size = arrays[0].size
+        if lone and size < LARGE:  # the commonest: x + c v
+            total = multiply(arrays[first], factor)
+            return add(arrays[base], total, total if out is None else out)
         if size < LARGE or not all(array.flags.c_contiguous for array in arrays):
             if out is None:
                 return apply(arrays, None, None)

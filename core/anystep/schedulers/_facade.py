@@ -237,7 +237,7 @@ def answer(
     kind: type[SchedulerOutput], prev_sample: Array, make_estimate: Callable[[], Array], return_dict: bool
 ) -> SchedulerOutput | tuple[Any, ...]:
     """What `step` returns, with the estimate of the clean sample computed when it is read."""
-    values = (prev_sample, Lazy(make_estimate))
+    values = (prev_sample, make_estimate if type(make_estimate) is Lazy else Lazy(make_estimate))
     return kind.of(values) if return_dict else LazyTuple(values)
 
 

@@ -1,9 +1,10 @@
 """Base of the facades that step by an index which they carry along, and may remember earlier calls."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from anystep.levels import Levels
 from anystep.plan import Plan
 from anystep.predictions import Prediction
 from anystep.schedulers._facade import AnyFacade, answer
-from anystep.schedulers._outputs import SchedulerOutput
+from anystep.schedulers._outputs import Lazy, SchedulerOutput
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["IndexedFacade", "reject_integer"]
 
@@ -34,6 +37,8 @@ class IndexedFacade(AnyFacade):
     """Abstract: the first timestep of a loop is looked up, then rows are counted."""
 
     _begin_index: int | None = None
+    is_scale_input_called: bool = True
+    """Whether the model is given what it should be; False until `scale_model_input` is called, where that is needed."""
     _run: _Run = _Run()
 
     @property
@@ -113,6 +118,8 @@ class IndexedFacade(AnyFacade):
         Where the plan has more memories than there are earlier arrays, no row may read the others. Told not to keep them,
         the next call has none.
         """
+        if not self.is_scale_input_called:
+            self._warn_unscaled()
         plan = self._plans.get(sampler) or self._plan(sampler)
         memory, count = (), plan.memories
         if count:
@@ -121,6 +128,13 @@ class IndexedFacade(AnyFacade):
         moved, memory = update(plan, index, state_of((sample, memory)), model_output, noise)
         self._run = _Run(index + 1, memory if keeps else None)
         return moved
+
+    def _warn_unscaled(self) -> None:
+        _log.warning(
+            "%s.step was called before scale_model_input: the model must be given "
+            "scheduler.scale_model_input(sample, timestep).",
+            type(self).__name__,
+        )
 
     def _answer(
         self,
@@ -135,7 +149,7 @@ class IndexedFacade(AnyFacade):
     ) -> Any:
         """`_advance`, and what `step` returns of it: the next sample and the estimate of the clean one."""
         moved = self._advance(sampler, index, sample, model_output, noise, keeps)
-        make = partial(estimate, self._plan(sampler), index, sample, model_output)
+        make = Lazy(estimate, self._plan(sampler), index, sample, model_output)
         return answer(kind, moved, make, return_dict)
 
     @property

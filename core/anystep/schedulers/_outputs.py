@@ -6,6 +6,7 @@ handed over as `Lazy`: it is computed when it is read, once, and never if it is 
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Self, cast
 
 __all__ = [
@@ -26,34 +27,34 @@ __all__ = [
 ]
 
 
-class Lazy:
-    """A value that `make()` computes when it is first asked for; it must not be None.
+class Lazy(partial[Any]):
+    """A value that a function computes, of the arguments given with it, when it is first asked for.
 
-    Two threads that ask at the same moment may both compute it. If `make` raises, the next reader tries again.
+    Two threads that ask at the same moment may both compute it. If the function raises, the next reader tries again.
 
     Examples
     --------
-    >>> later = Lazy(lambda: print("computed") or 3)
-    >>> later.value() + later.value()
+    >>> later = Lazy(print, "computed")
+    >>> later.value(), later.value()
     computed
-    6
+    (None, None)
     """
 
-    __slots__ = ("_make", "_value")
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make: Callable[[], Any] | None = make
+    # A partial, because that is made without running Python: every step makes one, and few are read.
 
     def value(self) -> Any:
         """Compute on the first call, and let go of what the computation held on to."""
-        make = self._make
-        if make is not None:
-            self._value = make()
-            self._make = None  # last, so that another thread never finds neither
-        return self._value
+        if self.func is not _done:
+            value = self()
+            self.__setstate__((_done, (value,), {}, None))
+        return self()
 
     def __repr__(self) -> str:
-        return "<not computed yet>" if self._make is not None else repr(self._value)
+        return repr(self()) if self.func is _done else "<not computed yet>"
+
+
+def _done(value: Any) -> Any:
+    return value
 
 
 def _now(value: Any) -> Any:
@@ -126,7 +127,8 @@ def _field(index: int) -> Any:
     """The attribute that is value number `index` of an output."""
 
     def get(output: Any) -> Any:
-        return _now(output._values[index])
+        value = output._values[index]
+        return value.value() if value.__class__ is Lazy else value
 
     def put(output: Any, value: Any) -> None:
         output._values[index] = value

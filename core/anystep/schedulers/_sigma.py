@@ -1,6 +1,5 @@
 """Base of the facades that work on x_t / alpha_t."""
 
-import logging
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +14,6 @@ from anystep.schedulers._alpha import diffusers_timesteps
 from anystep.schedulers._respaced import RespacedFacade
 
 __all__ = ["SigmaFacade"]
-
-_log = logging.getLogger(__name__)
 
 
 class SigmaFacade(RespacedFacade):
@@ -72,23 +69,6 @@ class SigmaFacade(RespacedFacade):
         self._point(index)
         self.is_scale_input_called = True
         return scaled
-
-    def _advance(
-        self,
-        sampler: Any,
-        index: int,
-        sample: Array,
-        model_output: Array,
-        noise: Array | None,
-        keeps: bool = True,
-    ) -> Array:
-        if not self.is_scale_input_called:
-            _log.warning(
-                "%s.step was called before scale_model_input: the model must be given "
-                "scheduler.scale_model_input(sample, timestep).",
-                type(self).__name__,
-            )
-        return super()._advance(sampler, index, sample, model_output, noise, keeps)
 
     @property
     def _levels(self) -> Levels:
