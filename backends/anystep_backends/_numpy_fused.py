@@ -59,7 +59,7 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
 
     def combination(arrays: Sequence[Values], out: Values | None) -> Values:
         size = arrays[0].size
-        if lone and size < LARGE:  # the commonest: x + c v
+        if lone and base is not None and size < LARGE:  # the commonest: x + c v
             total = multiply(arrays[first], factor)
             return add(arrays[base], total, total if out is None else out)
         if size < LARGE or not all(array.flags.c_contiguous for array in arrays):

@@ -120,7 +120,9 @@ class IndexedFacade(AnyFacade):
         """
         if not self.is_scale_input_called:
             self._warn_unscaled()
-        plan = self._plans.get(sampler) or self._plan(sampler)
+        plan = self._plans.get(sampler)
+        if plan is None:
+            plan = self._plan(sampler)
         memory, count = (), plan.memories
         if count:
             memory = self._earlier
@@ -172,7 +174,8 @@ class IndexedFacade(AnyFacade):
         plan = self._plans.get(sampler)
         if plan is None:
             chosen = self._default if sampler is None else sampler
-            plan = self._plans.get(chosen) or chosen.plan(self._levels, self._prediction, self._threshold)
+            plan = self._plans.get(chosen)
+            plan = plan if plan is not None else chosen.plan(self._levels, self._prediction, self._threshold)
             self._plans[sampler] = self._plans[chosen] = plan
         return plan
 

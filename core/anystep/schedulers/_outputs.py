@@ -45,8 +45,8 @@ class Lazy(partial[Any]):
     def value(self) -> Any:
         """Compute on the first call, and let go of what the computation held on to."""
         if self.func is not _done:
-            value = self()
-            self.__setstate__((_done, (value,), {}, None))
+            state = (_done, (self(),), {}, None)
+            self.__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue]
         return self()
 
     def __repr__(self) -> str:

@@ -203,7 +203,8 @@ class EulerDiscreteScheduler(SigmaFacade):
         """
         reject_integer(self, "step", timestep)
         index = self._index(timestep)
-        s_churn = number("s_churn", s_churn)
+        if s_churn.__class__ is not float or s_churn:  # not the usual 0.0
+            s_churn = number("s_churn", s_churn)
         if not s_churn:
             return self._answer(
                 EulerDiscreteSchedulerOutput, None, index, sample, model_output, None, return_dict
