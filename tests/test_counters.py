@@ -31,28 +31,25 @@ class Counts(NamedTuple):
     """Kernels on anything else."""
 
 
-# Where x̂₀ is a small difference of large numbers, x - m is taken exactly, and a row has one kernel more than terms. What is above
-# a goal names it.
+# What is above a goal names it.
 COUNTS = {
-    "DDIMScheduler": Counts(3),  # goal 2; kept where the level is low
-    "DDIMScheduler, eta=1": Counts(4),  # goal 3; as before
-    "DDPMScheduler": Counts(4),  # goal 3; as before
-    # Goal 5, the sample 3 and the estimate 2; as before, in both.
-    "DPMSolverMultistepScheduler": Counts(7, made=2),
+    "DDIMScheduler": Counts(2),
+    "DDIMScheduler, eta=1": Counts(3),
+    "DDPMScheduler": Counts(3),
+    "DPMSolverMultistepScheduler": Counts(5, made=2),  # the sample 3 and the estimate 2
     "DPMSolverMultistepScheduler, sde": Counts(8, made=8),  # goals 6 and 2
     "EulerAncestralDiscreteScheduler": Counts(2),
     "EulerDiscreteScheduler": Counts(1),
     "FlowMatchEulerDiscreteScheduler": Counts(1),
     "HeunDiscreteScheduler": Counts(2),
-    "IPNDMScheduler": Counts(4, made=2),
+    "IPNDMScheduler": Counts(7, made=2),  # the sample 5 and the noise estimate 2
     "KarrasVeScheduler": Counts(3, made=3),  # goals 2 and 2: the sample and the derivative
     "LMSDiscreteScheduler": Counts(4),
     "PNDMScheduler": Counts(6, made=2),
     "RePaintScheduler": Counts(15, made=15),  # goals 6 and 3: a step, and the mixture of two pictures
     "ScoreSdeVeScheduler": Counts(2),
     "ScoreSdeVpScheduler": Counts(7, made=7, small=3),  # goals 3, 2 and 0: the sample and the mean
-    # Goal 9: three outputs, of which x̂₀ is such a difference.
-    "UniPCMultistepScheduler": Counts(13, made=3),
+    "UniPCMultistepScheduler": Counts(12, made=3),  # the sample 5, the corrected one 5 and the estimate 2
 }
 METHODS = ("step", "step_pred", "add_noise_to_input")
 

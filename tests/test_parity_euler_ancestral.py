@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from anystep import reproducible
 from reference.float64_diffusers import float64_class
 from reference.trajectories import (
     Case,
@@ -37,6 +38,12 @@ V = {"prediction_type": "v_prediction"}
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 LOOSER = (
+    Looser(
+        0.3,
+        "x cancels 20291 m, of which float32 keeps 1e-3: a product rounded by itself happens to round that away for the "
+        "model of these loops, one that is rounded together with the sum does not",
+        ("squaredcos_cap_v2, linspace-2",),
+    ),
     Looser(
         3e-3,
         "x + derivative * dt cancels in float32 where one step takes the state from sigma = 157 to 0.01",
@@ -173,7 +180,8 @@ def test_the_last_step_adds_nothing():
         ours.set_timesteps(5)
         t = ours.timesteps[-1]
         ours.scale_model_input(draw(1), t)
-        out = ours.step(draw(2), t, draw(1), generator=torch.Generator().manual_seed(seed))
+        with reproducible():  # the estimate is a sum of its own, and rounds as that of the plain path does
+            out = ours.step(draw(2), t, draw(1), generator=torch.Generator().manual_seed(seed))
         assert torch.equal(out.prev_sample, out.pred_original_sample)
         results.append(out.prev_sample)
     assert torch.equal(*results)

@@ -37,8 +37,6 @@ class IndexedFacade(AnyFacade):
     """Abstract: the first timestep of a loop is looked up, then rows are counted."""
 
     _begin_index: int | None = None
-    is_scale_input_called: bool = True
-    """Whether the model is given what it should be; False until `scale_model_input` is called, where that is needed."""
     _run: _Run = _Run()
 
     @property
@@ -118,7 +116,7 @@ class IndexedFacade(AnyFacade):
         Where the plan has more memories than there are earlier arrays, no row may read the others. Told not to keep them,
         the next call has none.
         """
-        if not self.is_scale_input_called:
+        if not getattr(self, "is_scale_input_called", True):
             self._warn_unscaled()
         plan = self._plans.get(sampler)
         if plan is None:
