@@ -998,7 +998,7 @@ MUTANTS = [
         "_combination.py",
         "small = np.abs(self._terms[:, noises]) < np.abs(self._terms[:, 1:2]) / 256",
         "small = np.abs(self._terms[:, noises]) < 0",
-        ("test_parity_euler_ancestral.py::test_loop",),
+        ("test_fused.py::test_small_noise_keeps_its_digits",),
     ),
     Mutant(
         "remembered-whatever-the-type",

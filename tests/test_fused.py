@@ -1,5 +1,6 @@
 """The fused steps: within 1 eps Σ|c v| of the plain path, as exact as float64 sums rounded once, and with no kernel too many."""
 
+import contextlib
 import pickle
 import threading
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from anystep import DDIM, Clip, Euler, Leading, State, init, reproducible, update
+from anystep import DDIM, Clip, Euler, Leading, Plan, State, init, reproducible, update
 from anystep_conformance.compare import compare
 from anystep_conformance.libraries import FLOATS, cases, library
 from anystep_conformance.subjects import SUBJECTS, random_plan, scale_of
@@ -332,3 +333,22 @@ def test_a_plan_forgets_its_steps_when_it_is_copied():
     assert plan.fused
     again = pickle.loads(pickle.dumps(plan))
     assert again == plan and not again.fused
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize("path", [reproducible, contextlib.nullcontext])
+@pytest.mark.parametrize("by_array", [False, True])
+def test_small_noise_keeps_its_digits(name, path, by_array):
+    """A step from sigma = 2^14 to 0.006: x cancels the model's output, and the noise that is left was not rounded beside it."""
+    entry, sigma = library(name), 2.0**14
+    row = [[[1.0, 1 - sigma, 0.0, 0.006]]]
+    plan = Plan([1], [1, 1], [sigma, 0.006], [1], [[1, -sigma]], row)
+    m = np.arange(1, 9) / 8
+    z = np.random.default_rng(0).normal(size=8)
+    x = m * (sigma - 1)
+    with path():
+        i = entry.index(0) if by_array else 0
+        found = update(
+            plan, i, State(entry.array(x, "float32")), entry.array(m, "float32"), entry.array(z, "float32")
+        )
+    compare(found.x, entry.array(0.006 * z, "float32"), ulp=1)
