@@ -45,7 +45,8 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
         """Tables are made without warnings: what overflows in them is refused by name, as not finite."""
         super().__init_subclass__(**kwargs)
         for name in {"_configured", "set_timesteps", "set_sigmas"} & vars(cls).keys():
-            setattr(cls, name, np.errstate(all="ignore")(vars(cls)[name]))
+            if not getattr(vars(cls)[name], "quiet", False):
+                setattr(cls, name, np.errstate(all="ignore")(vars(cls)[name]))
 
     @property
     def _threshold(self) -> Threshold | None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from anystep.schedulers._facade import AnyFacade
 
 __all__ = ["remembered"]
@@ -35,7 +37,8 @@ def remembered(set_timesteps: _Method) -> _Method:
         own = vars(self)
         own["_committed"] = None  # where `_commit` puts what it changes
         try:
-            set_timesteps(self, *args, **kwargs)
+            with np.errstate(all="ignore"):
+                set_timesteps(self, *args, **kwargs)
         finally:
             changes = own.pop("_committed")
         if key is None or changes is None:
@@ -45,6 +48,7 @@ def remembered(set_timesteps: _Method) -> _Method:
             while len(_answers) > CAPACITY:
                 _answers.popitem(last=False)
 
+    remembering.quiet = True  # pyright: ignore[reportFunctionMemberAccess]
     return cast(_Method, remembering)
 
 
