@@ -9,7 +9,7 @@ the same number of kernels, is 1.3 to 1.9 times as far off.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,7 +34,19 @@ def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
     if torch.compiler.is_compiling():
         return None
     half = x.dtype in (torch.float16, torch.bfloat16)
-    return stepper(plan, i, _rounded if half else _combination)
+    step = stepper(plan, i, _rounded if half else _combination)
+    make = _triton() if x.is_cuda else None
+    return step if make is None else make(plan, i, step)
+
+
+@cache
+def _triton() -> Any:
+    """What makes one kernel of a whole row on CUDA, where Triton is installed, as it is with PyTorch's CUDA builds."""
+    try:
+        from ._triton_fused import fuse as one_kernel
+    except ImportError:
+        return None
+    return one_kernel
 
 
 def _combination(row: Row) -> Combination:

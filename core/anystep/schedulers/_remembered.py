@@ -48,7 +48,7 @@ def remembered(set_timesteps: _Method) -> _Method:
             while len(_answers) > CAPACITY:
                 _answers.popitem(last=False)
 
-    remembering.quiet = True  # pyright: ignore[reportFunctionMemberAccess]
+    remembering.quiet = True  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     return cast(_Method, remembering)
 
 
