@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from anystep._array import Array
-from anystep._checks import integer, numbers
+from anystep._checks import integer, numbers, reals
 from anystep._update import estimate, state_of, update
 from anystep.levels import Levels
 from anystep.plan import Plan
@@ -81,6 +81,13 @@ class IndexedFacade(AnyFacade):
             )
         rows = np.flatnonzero(times == times[distance.argmin()])
         return int(rows[min(1, len(rows) - 1)])
+
+    def _noised_rows(self, timesteps: Any) -> list[int]:
+        """Rows whose levels noise is added at: those of the timesteps, or where the loop is to begin or stands."""
+        values = np.ravel(reals("timesteps", timesteps))
+        if self._begin_index is None:
+            return [self.index_for_timestep(t) for t in values]
+        return [self._begin_index if self._run.index is None else self._run.index] * max(1, len(values))
 
     def _index(self, timestep: Any) -> int:
         index = self._run.index

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from anystep._array import Array, Float64, like
-from anystep._checks import MOST_STEPS, integer, numbers, reals
+from anystep._checks import MOST_STEPS, integer, numbers
 from anystep._misread import Misread
 from anystep.forward import mix
 from anystep.levels import Level, Levels
@@ -263,12 +263,7 @@ class LambdaFacade(RespacedFacade):
         timesteps
             Some of ``timesteps``, one per sample or one for all; read on the host.
         """
-        values = np.ravel(reals("timesteps", timesteps))
-        if self._begin_index is None:
-            rows = [self.index_for_timestep(t) for t in values]
-        else:
-            rows = [self._begin_index if self._run.index is None else self._run.index] * max(1, len(values))
-        sigmas = self._sigmas
+        rows, sigmas = self._noised_rows(timesteps), self._sigmas
         if self.num_inference_steps is None and "untimed-noise" in self._corrections:
             sigmas = sigmas[::-1]
         alpha_t, sigma_t = self._sigma_to_alpha_sigma_t(sigmas[rows])

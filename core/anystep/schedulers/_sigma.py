@@ -160,9 +160,5 @@ class SigmaFacade(RespacedFacade):
         timesteps
             Some of ``timesteps``, one per sample or one for all; read on the host.
         """
-        times = np.ravel(reals("timesteps", timesteps))
-        if self._begin_index is None:
-            rows = [self.index_for_timestep(t) for t in times]
-        else:
-            rows = [self._begin_index if self._run.index is None else self._run.index] * max(1, len(times))
+        rows = self._noised_rows(timesteps)
         return mix(original_samples, noise, 1.0, like(self._sigmas[rows], original_samples))
