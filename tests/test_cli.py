@@ -123,3 +123,16 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it():
     code = "import sys; sys.modules['torch'] = None\nfrom anystep._array import backend\nbackend('torch')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "anystep[torch]"' in result.stderr
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch, capsys):
+    """Brackets and all: they are not taken for markup."""
+
+    def absent(name):
+        raise ImportError(f'backend={name!r} needs it: pip install "anystep[{name}]".', name=name)
+
+    monkeypatch.setattr(cli, "backend", absent)
+    monkeypatch.setattr(cli, "draw_digits", lambda *args, **options: absent("torch"))
+    code, text = run(monkeypatch, capsys, "sample", "--backend", "torch", "--out", "never.png")
+    assert code == 2 and 'pip install "anystep[torch]"' in text
+    assert "[jax]" in run(monkeypatch, capsys, "backends")[1].replace(" ", "")

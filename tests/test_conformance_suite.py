@@ -491,3 +491,16 @@ def test_cupy_passes_where_there_is_a_gpu_and_is_not_run_elsewhere():
     for case in suite.cases:
         result = run(case)
         assert result.outcome == "passed", f"{result.id}: {result.reason}"
+
+
+def test_bfloat16_without_ml_dtypes_is_not_run(monkeypatch):
+    import importlib.util
+
+    from anystep_conformance import finding
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ml_dtypes" else real(name))
+    found = list(finding.find_libraries(["numpy"]))
+    results = [one for one in found if isinstance(one, finding.Result)]
+    assert {one.dtype for one in results} == {"bfloat16"} and "pip install ml_dtypes" in results[0].reason
+    assert all("bfloat16" not in one.dtypes for one in found if not isinstance(one, finding.Result))

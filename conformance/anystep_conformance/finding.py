@@ -1,5 +1,6 @@
 """Subjects and array libraries by name, by dotted path ``package.module:attribute``, or by entry point."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -89,7 +90,11 @@ def find_libraries(names: Iterable[str] = (), device: str | None = None) -> Iter
             continue
         listed = [one for one in LIBRARIES if name in (one.name, one.module) and device in (None, one.device)]
         if listed and listed[0].missing is None:
-            yield from listed
+            for one in listed:
+                if "bfloat16" in one.dtypes and importlib.util.find_spec("ml_dtypes") is None:
+                    yield Result("(all)", one.name, "bfloat16", "", "not run", reason=_NO_BFLOAT16)
+                    one = replace(one, dtypes=tuple(name for name in one.dtypes if name != "bfloat16"))
+                yield one
         elif name not in (known := {*backend_names(), *(one.name for one in LIBRARIES)}):
             raise ValueError(
                 f"backend={name!r}: expected package.module:attribute or one of {', '.join(sorted(known))}."
@@ -110,6 +115,9 @@ def find_libraries(names: Iterable[str] = (), device: str | None = None) -> Iter
                 )
             else:
                 yield found
+
+
+_NO_BFLOAT16 = "NumPy, which results are compared in, has bfloat16 from ml_dtypes: pip install ml_dtypes"
 
 
 def _place(name: str) -> int:

@@ -17,6 +17,7 @@ try:
     import typer
     from PIL import Image, ImageDraw
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 except ImportError as error:  # pragma: no cover
@@ -83,7 +84,7 @@ def backends() -> None:
             found = backend(name)
             table.add_row(name, found.version, ", ".join(found.devices()) or "none found")
         except ImportError as error:
-            table.add_row(name, "not installed", f"[dim]{error.name or error}[/dim]")
+            table.add_row(name, "not installed", f"[dim]{escape(str(error))}[/dim]")
     console.print(table)
 
 
@@ -123,7 +124,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        # Escaped, because "anystep[torch]" looks like markup.
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
