@@ -352,3 +352,20 @@ def test_small_noise_keeps_its_digits(name, path, by_array):
             plan, i, State(entry.array(x, "float32")), entry.array(m, "float32"), entry.array(z, "float32")
         )
     compare(found.x, entry.array(0.006 * z, "float32"), ulp=1)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_noise_in_working_precision_is_not_rounded_to_half(name):
+    """As diffusers' DPM-Solver draws it; an output in float32 is the plain path's to widen, since a memory may keep it."""
+    entry, plan = library(name), DDIM(eta=1.0).plan(Leading().levels(SUBJECTS[0].schedule, 4), "epsilon")
+    rng = np.random.default_rng(0)
+    x, m, z = (rng.normal(size=(2, 40)) for _ in range(3))
+    state, output = State(entry.array(x, "float16")), entry.array(m, "float16")
+    noise = entry.array(z, "float32")
+    fused, plain = both(plan, 1, state, output, noise)
+    assert plan.fused
+    compare(fused.x, plain.x, ulp=1)
+    narrow = update(plan, 1, state, output, entry.array(z, "float16"))
+    assert (entry.read(narrow.x) != entry.read(fused.x)).any()
+    mixed, plain = both(plan, 1, state, entry.array(m, "float32"), noise)
+    compare(mixed.x, plain.x)

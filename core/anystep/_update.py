@@ -162,25 +162,33 @@ def update(
     if i.__class__ is int and not _path.plain:
         x, memory = state
         step, count = plan.fused.get((i, x.__class__, getattr(x, "dtype", None))) or _fuse(plan, i, x)
-        if noise is None:
-            arrays = (x, model_output, *memory)
-        else:
+        fresh: Sequence[Array] = ()
+        if noise is not None:
             fresh = cast("Sequence[Array]", noise if isinstance(noise, list | tuple) else (noise,))
-            arrays = (x, model_output, *memory, *fresh)
-        if len(arrays) == count:
+        arrays = (x, model_output, *memory, *fresh)
+        unused = len(fresh) if fresh and len(arrays) - count == len(fresh) == plan.noises else 0
+        if len(arrays) - unused == count:
             cls, dtype, shape = x.__class__, x.dtype, x.shape
             for array in arrays[1:]:
-                if array.__class__ is not cls or array.dtype != dtype or array.shape != shape:
+                differs = array.__class__ is not cls or array.dtype != dtype or array.shape != shape
+                if differs and not _is_wide_noise(array, fresh, x):
                     break  # the plain path says what is wrong, or widens
             else:
                 try:
-                    return step(arrays, donate)
-                except (
-                    RuntimeError,
-                    TypeError,
-                ):  # 0-d data of NumPy, a transform that forbids writing in place
+                    return step(arrays[:count] if unused else arrays, donate)
+                except _NOT_FUSED:
                     pass
     return _update(plan, i, state, model_output, noise)
+
+
+_NOT_FUSED = (RuntimeError, TypeError)
+"""What a fused step raises for 0-d data of NumPy, or under a transform that forbids writing in place."""
+
+
+def _is_wide_noise(array: Array, noise: Sequence[Array], x: Array) -> bool:
+    """Whether an array is noise in the working precision of a half-precision sample, which it is added in."""
+    alike = array.__class__ is x.__class__ and array.shape == x.shape
+    return alike and array.dtype == kind(x).work and any(array is one for one in noise)
 
 
 def _fuse(plan: Plan, i: int, x: Array) -> tuple[Any, int]:
