@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 
 from anystep import DDIM, Clip, Euler, Leading, Plan, State, init, reproducible, update
+from anystep_backends import _numpy_fused
 from anystep_conformance.compare import compare
 from anystep_conformance.libraries import FLOATS, cases, library
 from anystep_conformance.subjects import SUBJECTS, random_plan, scale_of
@@ -87,9 +88,14 @@ def test_any_plan(memories, noises, seed, shape, name):
         check(plan, i, library(name), "float32", shape, seed)
 
 
-@pytest.mark.parametrize("name", ["torch", "jax", "numpy"])
-def test_large_arrays_are_summed_alike(name):
+@pytest.mark.parametrize("name", ["torch", "jax", "numpy", "numpy without numba"])
+def test_large_arrays_are_summed_alike(name, monkeypatch):
     """Above the size at which blocks begin, with an odd end; a view that is not contiguous takes the other way."""
+    if name == "numpy without numba":
+        name = "numpy"
+        monkeypatch.setattr(_numpy_fused, "_numba", lambda: None)
+    elif name == "numpy":
+        pytest.importorskip("numba")
     entry, shape = library(name), (1, 2**19 + 12345)
     for plan in (random_plan(1, 1, 1, seed=3), random_plan(1, 0, 0, seed=1), random_plan(1, 2, 0, seed=8)):
         check(plan, 0, entry, "float32", shape)
@@ -155,9 +161,12 @@ def test_kernels_of_a_torch_step(subject):
         assert seen.full <= allowed, i
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
-def test_donated_memory(name):
+@pytest.mark.parametrize("name", ["numpy", "numpy without numba", "torch", "jax"])
+def test_donated_memory(name, monkeypatch):
     """The same values, in the memory of the sample; nothing else is written to."""
+    if name == "numpy without numba":
+        name = "numpy"
+        monkeypatch.setattr(_numpy_fused, "_numba", lambda: None)
     entry = library(name)
     for plan in (
         DDIM().plan(Leading().levels(SUBJECTS[0].schedule, 4), "epsilon"),

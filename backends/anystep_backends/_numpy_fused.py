@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
             np.add(total, np.multiply(arrays[k], c, spare), total)
         return total if scale is None else np.multiply(total, scale, total)
 
+    loop: Combination | None = None
     multiply, add, lone = (
         np.multiply,
         np.add,
@@ -67,6 +69,12 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
                 return apply(arrays, None, None)
             out[...] = apply(arrays, None, None)
             return out
+        if (make := _numba()) is not None:
+            nonlocal loop
+            if loop is None:
+                loop = make(row, dtype)
+            assert loop is not None
+            return loop(arrays, out)
         result = np.empty_like(arrays[0]) if out is None else out
         flat, ends = [array.reshape(-1) for array in arrays], result.reshape(-1)
         scratch, spare = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
@@ -80,3 +88,13 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
         return result
 
     return combination
+
+
+@cache
+def _numba() -> Any:
+    """What compiles a combination, if Numba is installed."""
+    try:
+        from ._numba_fused import compiled
+    except ImportError:
+        return None
+    return compiled
