@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anystep import DPMSolverMultistepScheduler, reproducible
-from anystep._array import backend, kind
+from anystep._array import backend
+from reference import any_array
+from reference.any_array import CELLS, X, halved
 
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 FACADES = [
@@ -22,15 +24,6 @@ FACADES = [
     (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver", "solver_order": 3, **SIGMA_MIN}),
 ]
 each = pytest.mark.parametrize(("cls", "config"), FACADES)
-ARRAYS = [
-    ("numpy", None, ("float16", "bfloat16", "float32", "float64")),
-    ("torch", None, ("float16", "bfloat16", "float32", "float64")),
-    ("jax", None, ("float16", "bfloat16", "float32")),
-    ("array_api_strict", None, ("float32", "float64")),
-    ("array_api_strict", "device1", ("float32", "float64")),
-]
-CELLS = [(name, device, dtype) for name, device, dtypes in ARRAYS for dtype in dtypes]
-X = np.zeros((2, 3, 4, 4), dtype=np.float32)
 
 
 def noisy(config):
@@ -38,9 +31,10 @@ def noisy(config):
 
 
 def advance(scheduler, t, x, rng):
-    """One step of a loop; NumPy promotes bfloat16 * 0.5, so the output is cast back."""
-    output = kind(x).xp.astype(scheduler.scale_model_input(x, t) * 0.5, x.dtype)
-    return scheduler.step(output, t, x, **({"generator": rng} if noisy(scheduler.config) else {}))
+    """One step of a loop."""
+    return scheduler.step(
+        halved(scheduler, t, x), t, x, **({"generator": rng} if noisy(scheduler.config) else {})
+    )
 
 
 def trajectory(cls, config, name="numpy", device=None, dtype="float32", steps=6):
@@ -63,12 +57,7 @@ def test_same_array_out_and_equal_bits(cls, config, name, device, dtype):
     with reproducible():
         run = trajectory(cls, config, name, device, dtype)
         reference = trajectory(cls, config, "numpy", None, dtype)
-    lib = backend(name)
-    for array, expected in zip(run, reference, strict=True):
-        assert type(array) is type(run[0])
-        assert array.dtype == run[0].dtype
-        assert str(getattr(array, "device", "cpu")) == str(getattr(run[0], "device", "cpu"))
-        np.testing.assert_array_equal(lib.to_numpy(array), backend("numpy").to_numpy(expected))
+    any_array.check_equal_bits(run, reference, name)
 
 
 @each
@@ -113,13 +102,7 @@ def test_jax_noise_needs_a_key_or_the_noise():
 def test_tables_are_handed_out_in_the_library_asked_for(cls, config):
     scheduler = cls(**config)
     names = ["timesteps", "sigmas", "betas", "alphas", "alphas_cumprod", "alpha_t", "sigma_t", "lambda_t"]
-    for device, wanted in [
-        (None, np.ndarray),
-        (torch.device("cpu"), torch.Tensor),
-        (jax.devices()[0], jax.Array),
-    ]:
-        scheduler.set_timesteps(4, device=device)
-        assert all(isinstance(getattr(scheduler, name), wanted) for name in names)
+    any_array.check_tables(scheduler, names)
     scheduler.set_timesteps(4, device="cpu")
     assert scheduler.timesteps.dtype == torch.int64 and scheduler.sigmas.dtype == torch.float32
 
@@ -132,17 +115,11 @@ def state(scheduler):
 
 
 FAILURES = [
-    (lambda s, t: s.set_timesteps(0), ValueError, "num_inference_steps=0"),
-    (lambda s, t: s.set_timesteps(2.5), ValueError, "num_inference_steps=2.5"),
-    (lambda s, t: s.set_timesteps(True), ValueError, "num_inference_steps=True"),
+    *any_array.FAILURES,
     (lambda s, t: s.set_timesteps(), ValueError, "one of num_inference_steps and timesteps"),
     (lambda s, t: s.set_timesteps(3, timesteps=[3, 2]), ValueError, "one of num_inference_steps and"),
     (lambda s, t: s.set_timesteps(timesteps=[5, 9]), ValueError, "timesteps"),
     (lambda s, t: s.set_timesteps(5, mu=0.3), ValueError, "mu=0.3"),
-    (lambda s, t: s.set_timesteps(5, device="quantum"), ValueError, "quantum"),
-    (lambda s, t: s.set_begin_index(-1), ValueError, "begin_index=-1"),
-    (lambda s, t: s.corrected("nonsense"), ValueError, "nonsense"),
-    (lambda s, t: s.step(X, t, X[:1]), ValueError, r"has shape \(2, 3, 4, 4\): expected \(1, 3, 4, 4\)"),
     (lambda s, t: s.step(X.astype(int), t, X, variance_noise=X), TypeError, "dtype int64"),
     (lambda s, t: s.step(X, t, X.astype(int), variance_noise=X), TypeError, "dtype int64"),
     (lambda s, t: s.step(torch.zeros(X.shape), t, X, variance_noise=X), TypeError, "torch"),
@@ -154,19 +131,13 @@ FAILURES = [
 @each
 def test_an_error_says_what_to_do_and_changes_nothing(cls, config, done, call, error, message):
     """Before the first step and in the middle, where there is a history; the run then ends as if nothing had been."""
-    runs = []
-    for fails in (False, True):
-        scheduler, x, rng = cls(**config), X + 1, np.random.default_rng(0)
+
+    def made():
+        scheduler = cls(**config)
         scheduler.set_timesteps(6)
-        for i, t in enumerate(scheduler.timesteps):
-            if fails and i == done:
-                before = state(scheduler)
-                with pytest.raises(error, match=message):
-                    call(scheduler, t)
-                assert state(scheduler) == before
-            x = advance(scheduler, t, x, rng).prev_sample
-        runs.append(x)
-    np.testing.assert_array_equal(*runs)
+        return scheduler
+
+    any_array.check_failure(made, advance, state, done, call, error, message)
 
 
 @each

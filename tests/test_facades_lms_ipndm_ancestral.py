@@ -19,19 +19,13 @@ from anystep import (
     LMSDiscreteScheduler,
     reproducible,
 )
-from anystep._array import backend, kind
+from anystep._array import backend
+from reference import any_array
+from reference.any_array import CELLS, X, halved
+from reference.sigma_grids import check_documented
 
 FACADES = [LMSDiscreteScheduler, IPNDMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler]
 each = pytest.mark.parametrize("cls", FACADES)
-ARRAYS = [
-    ("numpy", None, ("float16", "bfloat16", "float32", "float64")),
-    ("torch", None, ("float16", "bfloat16", "float32", "float64")),
-    ("jax", None, ("float16", "bfloat16", "float32")),
-    ("array_api_strict", None, ("float32", "float64")),
-    ("array_api_strict", "device1", ("float32", "float64")),
-]
-CELLS = [(name, device, dtype) for name, device, dtypes in ARRAYS for dtype in dtypes]
-X = np.zeros((2, 3, 4, 4), dtype=np.float32)
 
 
 def drawn(cls, rng):
@@ -39,9 +33,8 @@ def drawn(cls, rng):
 
 
 def advance(scheduler, t, x, rng):
-    """One step of a loop; NumPy promotes bfloat16 * 0.5, so the output is cast back."""
-    output = kind(x).xp.astype(scheduler.scale_model_input(x, t) * 0.5, x.dtype)
-    return scheduler.step(output, t, x, **drawn(type(scheduler), rng))
+    """One step of a loop."""
+    return scheduler.step(halved(scheduler, t, x), t, x, **drawn(type(scheduler), rng))
 
 
 def trajectory(cls, name="numpy", device=None, dtype="float32", steps=6, **config):
@@ -63,12 +56,7 @@ def trajectory(cls, name="numpy", device=None, dtype="float32", steps=6, **confi
 def test_same_array_out_and_equal_bits(cls, name, device, dtype):
     with reproducible():
         run, reference = trajectory(cls, name, device, dtype), trajectory(cls, "numpy", None, dtype)
-    lib = backend(name)
-    for array, expected in zip(run, reference, strict=True):
-        assert type(array) is type(run[0])
-        assert array.dtype == run[0].dtype
-        assert str(getattr(array, "device", "cpu")) == str(getattr(run[0], "device", "cpu"))
-        np.testing.assert_array_equal(lib.to_numpy(array), backend("numpy").to_numpy(expected))
+    any_array.check_equal_bits(run, reference, name)
 
 
 @each
@@ -87,13 +75,7 @@ def test_a_step_reads_nothing_from_the_device(cls):
 def test_tables_are_handed_out_in_the_library_asked_for(cls):
     scheduler = cls()
     names = ["timesteps", "betas", "alphas"] + ["sigmas"] * (cls is not IPNDMScheduler)
-    for device, wanted in [
-        (None, np.ndarray),
-        (torch.device("cpu"), torch.Tensor),
-        (jax.devices()[0], jax.Array),
-    ]:
-        scheduler.set_timesteps(4, device=device)
-        assert all(isinstance(getattr(scheduler, name), wanted) for name in names)
+    any_array.check_tables(scheduler, names)
     assert scheduler.timesteps.dtype == jnp.float32
     assert cls().timesteps.dtype == np.float64
 
@@ -122,14 +104,8 @@ def state(scheduler):
 
 
 FAILURES = [
-    (lambda s, t: s.set_timesteps(0), ValueError, "num_inference_steps=0"),
-    (lambda s, t: s.set_timesteps(2.5), ValueError, "num_inference_steps=2.5"),
-    (lambda s, t: s.set_timesteps(True), ValueError, "num_inference_steps=True"),
-    (lambda s, t: s.set_timesteps(5, device="quantum"), ValueError, "quantum"),
-    (lambda s, t: s.set_begin_index(-1), ValueError, "begin_index=-1"),
+    *any_array.FAILURES,
     (lambda s, t: s.set_begin_index(70), ValueError, "begin_index=70"),
-    (lambda s, t: s.corrected("nonsense"), ValueError, "nonsense"),
-    (lambda s, t: s.step(X, t, X[:1]), ValueError, r"has shape \(2, 3, 4, 4\): expected \(1, 3, 4, 4\)"),
     (lambda s, t: s.step(X.astype(int), t, X), TypeError, "dtype int64"),
     (lambda s, t: s.step(X, t, X.astype(int)), TypeError, "dtype int64"),
     (lambda s, t: s.step(torch.zeros(X.shape), t, X), TypeError, "torch"),
@@ -141,20 +117,14 @@ FAILURES = [
 @each
 def test_an_error_says_what_to_do_and_changes_nothing(cls, done, call, error, message):
     """Before the first step and in the middle, where there is a history; the run then ends as if nothing had been."""
-    runs = []
-    for fails in (False, True):
-        scheduler, rng, x = cls(), np.random.default_rng(3), X + 1
+
+    def made():
+        scheduler = cls()
         scheduler.set_timesteps(6)
         scheduler.is_scale_input_called = True
-        for i, t in enumerate(scheduler.timesteps):
-            if fails and i == done:
-                before = state(scheduler)
-                with pytest.raises(error, match=message):
-                    call(scheduler, t)
-                assert state(scheduler) == before
-            x = advance(scheduler, t, x, rng).prev_sample
-        runs.append(x)
-    np.testing.assert_array_equal(*runs)
+        return scheduler
+
+    any_array.check_failure(made, advance, state, done, call, error, message)
 
 
 @each
@@ -262,7 +232,4 @@ def test_a_single_linspace_step_starts_at_noise_if_corrected():
 
 @each
 def test_ids_of_deviations_are_documented(cls):
-    from pathlib import Path
-
-    text = (Path(__file__).resolve().parents[1] / "docs" / "deviations.md").read_text()
-    assert all(f"`{name}`" in text and f'corrected("{name}")' in text for name in cls.deviations)
+    check_documented(cls)

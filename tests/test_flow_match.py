@@ -38,6 +38,7 @@ from anystep import (
 )
 from anystep._array import backend, kind
 from anystep.spacings.flow import shift_flow
+from reference.any_array import CELLS
 
 FLOW = RectifiedFlow()
 X = np.random.default_rng(0).standard_normal((2, 6, 3))
@@ -327,14 +328,6 @@ def test_a_denoiser_loses_variance():
 
 # --- any array ---
 
-ARRAYS = [
-    ("numpy", None, ("float16", "bfloat16", "float32", "float64")),
-    ("torch", None, ("float16", "bfloat16", "float32", "float64")),
-    ("jax", None, ("float16", "bfloat16", "float32")),
-    ("array_api_strict", None, ("float32", "float64")),
-    ("array_api_strict", "device1", ("float32", "float64")),
-]
-CELLS = [(name, device, dtype) for name, device, dtypes in ARRAYS for dtype in dtypes]
 OPTIONS = [{}, {"shift": 3.0}, STOCHASTIC, {"invert_sigmas": True}]
 
 

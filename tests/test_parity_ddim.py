@@ -9,32 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from reference import options, trajectories
 from reference.float64_diffusers import float64_class, noise_drawn_in
+from reference.options import STABLE
 from reference.trajectories import (
     SHAPE,
     Case,
     Looser,
     alphas_cumprod,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
-    compare,
     draw,
-    judge,
     original,
     quiet,
     subject,
-    unused,
     whole_grid,
     wide,
 )
 
 NAME = "DDIMScheduler"
-STEPS = (1, 2, 5, 20, 50)
 PLAIN = {"clip_sample": False}
 
 LOOSER = (
@@ -46,50 +38,37 @@ LOOSER = (
 )
 
 
-def over(option, steps=STEPS, config=PLAIN, **rest):
-    return [Case(NAME, option, count, config, **rest) for count in steps]
+over = options.cases_of(NAME, PLAIN)
 
 
 def one_at_a_time():
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = PLAIN | {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config=config)
-        yield from over(f"{prediction}, clip_sample", config={"prediction_type": prediction})
-        zero = PLAIN | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
-        yield from over(f"{prediction}, zero SNR, leading", config=zero)
-        if prediction != "epsilon":  # with epsilon the first step divides by zero: see the errors below
-            zero = zero | {"timestep_spacing": "trailing"}
-            yield from over(f"{prediction}, zero SNR, trailing", config=zero)
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        for spacing in ("leading", "trailing"):
-            config = PLAIN | {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
-    stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    yield from over("Stable Diffusion", config=PLAIN | stable | {"set_alpha_to_one": False})
-    betas = {"trained_betas": np.geomspace(2e-4, 0.09, 100).tolist(), "num_train_timesteps": 100}
-    yield from over("trained_betas", config=PLAIN | betas)
-    yield from over("num_train_timesteps=50", config=PLAIN | {"num_train_timesteps": 50, "beta_end": 0.2})
+    for prediction in options.PREDICTIONS:
+        yield from options.spaced(over, {"prediction_type": prediction}, base=PLAIN)
+        yield from options.clipped(over, prediction, PLAIN)
+    for schedule in options.SCHEDULES:
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "trailing"), PLAIN)
+    stable = STABLE | {"steps_offset": 1, "set_alpha_to_one": False}
+    yield from over("Stable Diffusion", config=PLAIN | stable)
+    yield from over("trained_betas", config=PLAIN | options.TRAINED)
+    yield from over("num_train_timesteps=50", config=PLAIN | options.FEW)
     yield from over("steps_offset=1", config=PLAIN | {"steps_offset": 1})
     yield from over("set_alpha_to_one=False", config=PLAIN | {"set_alpha_to_one": False})
     for bound in (0.5, 2.0):
         yield from over(f"clip_sample_range={bound}", config={"clip_sample_range": bound})
-    for value in (1.0, 1.5):
-        for ratio in (0.995, 0.7):
-            config = {"thresholding": True, "sample_max_value": value, "dynamic_thresholding_ratio": ratio}
-            yield from over(f"thresholding to {value} at {ratio}", config=config)
+    for option, config in options.THRESHOLDS.items():
+        yield from over(option, config=config)
     for eta in (0.5, 1.0):
         yield from over(f"eta={eta}", step={"eta": eta})
         yield from over(f"eta={eta}, generator list", step={"eta": eta}, generators=2)
         yield from over(f"eta={eta}, variance_noise", step={"eta": eta}, variance_noise=True)
-    spaced = PLAIN | {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    yield from over("eta=1, trailing, v_prediction", config=spaced, step={"eta": 1.0})
-    clipped = {"use_clipped_model_output": True}
-    yield from over("use_clipped_model_output", config={"clip_sample_range": 0.6}, step=clipped)
+    spread = PLAIN | {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    yield from over("eta=1, trailing, v_prediction", config=spread, step={"eta": 1.0})
+    bounded = {"use_clipped_model_output": True}
+    yield from over("use_clipped_model_output", config={"clip_sample_range": 0.6}, step=bounded)
     yield from over(
-        "use_clipped_model_output, eta=1", config={"clip_sample_range": 0.6}, step=clipped | {"eta": 1.0}
+        "use_clipped_model_output, eta=1", config={"clip_sample_range": 0.6}, step=bounded | {"eta": 1.0}
     )
-    yield from over("use_clipped_model_output, thresholding", config={"thresholding": True}, step=clipped)
+    yield from over("use_clipped_model_output, thresholding", config={"thresholding": True}, step=bounded)
     yield from over("from the middle", steps=(5, 20, 50), begin=3)
     for prediction in ("epsilon", "v_prediction"):
         yield from over(f"{prediction}, N=T", steps=(1000,), config=PLAIN | {"prediction_type": prediction})
@@ -99,19 +78,18 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps == 20], ids=lambda case: case.id)
+@options.each(CASES, 20)
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 @st.composite
@@ -155,7 +133,9 @@ def test_random_options(case):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("bounded", [PLAIN, {}, {"thresholding": True, "sample_max_value": 1.5}], ids=str)
 def test_half_precision_is_rounded_once(dtype, eta, prediction, bounded):
-    check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | bounded, step={"eta": eta}), dtype)
+    trajectories.check_half(
+        Case(NAME, "half", 20, {"prediction_type": prediction} | bounded, step={"eta": eta}), dtype
+    )
 
 
 # --- grids and attributes ---
@@ -300,7 +280,7 @@ FORWARD = [{}, {"beta_schedule": "scaled_linear"}, {"rescale_betas_zero_snr": Tr
 @pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
 def test_forward_process(config, method):
     for timesteps in (torch.tensor([999, 3]), torch.tensor([0, 500]), torch.tensor([17])):
-        check_forward(NAME, config, method, timesteps)
+        trajectories.check_forward(NAME, config, method, timesteps)
 
 
 # --- errors ---
@@ -330,7 +310,7 @@ def stepped(scheduler, **options):
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 def test_generator_and_variance_noise_without_eta_are_ignored():
@@ -439,4 +419,4 @@ def test_oracle_draws_what_diffusers_draws():
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, PLAIN, step={"eta": 0.5}))
+    trajectories.check_plants(Case(NAME, "harness", 20, PLAIN, step={"eta": 0.5}))

@@ -8,30 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from reference import options, trajectories
 from reference.float64_diffusers import float64_class
 from reference.trajectories import (
     Case,
     Denoiser,
     Looser,
     alphas_cumprod,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
-    compare,
     draw,
-    judge,
     original,
     subject,
-    unused,
     whole_grid,
 )
 
 NAME = "DDPMScheduler"
-STEPS = (1, 2, 5, 20, 50)
 PLAIN = {"clip_sample": False}
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range", "learned")
 
@@ -56,35 +47,22 @@ LOOSER = (
 )
 
 
-def over(option, steps=STEPS, config=PLAIN, **rest):
-    return [Case(NAME, option, count, config, **rest) for count in steps]
+over = options.cases_of(NAME, PLAIN)
 
 
 def one_at_a_time():
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = PLAIN | {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config=config)
-        yield from over(f"{prediction}, clip_sample", config={"prediction_type": prediction})
-        zero = PLAIN | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
-        yield from over(f"{prediction}, zero SNR, leading", config=zero)
-        if prediction != "epsilon":  # with epsilon the first step divides by zero: see the errors below
-            zero = zero | {"timestep_spacing": "trailing"}
-            yield from over(f"{prediction}, zero SNR, trailing", config=zero)
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"):
-        for spacing in ("leading", "trailing"):
-            config = PLAIN | {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
-    betas = {"trained_betas": np.geomspace(2e-4, 0.09, 100).tolist(), "num_train_timesteps": 100}
-    yield from over("trained_betas", config=PLAIN | betas)
-    yield from over("num_train_timesteps=50", config=PLAIN | {"num_train_timesteps": 50, "beta_end": 0.2})
+    for prediction in options.PREDICTIONS:
+        yield from options.spaced(over, {"prediction_type": prediction}, base=PLAIN)
+        yield from options.clipped(over, prediction, PLAIN)
+    for schedule in (*options.SCHEDULES, "sigmoid", "laplace"):
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "trailing"), PLAIN)
+    yield from over("trained_betas", config=PLAIN | options.TRAINED)
+    yield from over("num_train_timesteps=50", config=PLAIN | options.FEW)
     yield from over("steps_offset=1", config=PLAIN | {"steps_offset": 1})
     for bound in (0.5, 2.0):
         yield from over(f"clip_sample_range={bound}", config={"clip_sample_range": bound})
-    for value in (1.0, 1.5):
-        for ratio in (0.995, 0.7):
-            config = {"thresholding": True, "sample_max_value": value, "dynamic_thresholding_ratio": ratio}
-            yield from over(f"thresholding to {value} at {ratio}", config=config)
+    for option, config in options.THRESHOLDS.items():
+        yield from over(option, config=config)
     for variance in VARIANCES:
         yield from over(f"variance_type={variance}", config=PLAIN | {"variance_type": variance})
         config = {
@@ -100,37 +78,33 @@ def one_at_a_time():
     yield from over("from the middle", steps=(5, 20, 50), begin=3)
     for timesteps in ([999], [999, 400, 30, 2], [900, 899, 500, 0]):
         yield from over(f"timesteps={timesteps}", steps=(None,), set_timesteps={"timesteps": timesteps})
-    clipped = {
+    bounded = {
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": True,
         "prediction_type": "v_prediction",
     }
     yield from over("N=T", steps=(1000,))
-    yield from over("N=T, clip_sample, zero SNR, v_prediction", steps=(1000,), config=clipped)
+    yield from over("N=T, clip_sample, zero SNR, v_prediction", steps=(1000,), config=bounded)
     yield from over("N=T, learned_range", steps=(1000,), config=PLAIN | {"variance_type": "learned_range"})
 
 
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-SMALL_CASES = [case for case in CASES if case.steps in (20, None)]
-
-
-@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.id)
+@options.each(CASES, 20, None)
 def test_loop_in_float64(case):
     """To 1e-9 where the last step is from above t = 0: diffusers adds noise there, of standard deviation 1e-10."""
     above = case.config.get("steps_offset") or case.config.get("timestep_spacing") == "trailing"
-    check_float64(case, 1e-9 if above or case.steps is None else 1e-12)
+    trajectories.check_float64(case, 1e-9 if above or case.steps is None else 1e-12)
 
 
 @st.composite
@@ -173,7 +147,7 @@ def test_half_precision_is_rounded_once(dtype, variance, prediction, bounded):
     # A learned standard deviation scales the noise first, in the sample's dtype.
     twice = ("prev_sample",) if variance == "learned_range" else ()
     case = Case(NAME, "half", 20, {"prediction_type": prediction, "variance_type": variance} | bounded)
-    check_half(case, dtype, twice=twice)
+    trajectories.check_half(case, dtype, twice=twice)
 
 
 # --- grids and attributes ---
@@ -315,7 +289,7 @@ FORWARD = [{}, {"beta_schedule": "sigmoid"}, {"rescale_betas_zero_snr": True}]
 @pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
 def test_forward_process(config, method):
     for timesteps in (torch.tensor([999, 3]), torch.tensor([0, 500]), torch.tensor([17])):
-        check_forward(NAME, config, method, timesteps)
+        trajectories.check_forward(NAME, config, method, timesteps)
 
 
 # --- errors ---
@@ -340,7 +314,7 @@ def stepped(scheduler, t):
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 # --- the oracle and the harness themselves ---
@@ -382,4 +356,4 @@ def test_oracle_step_is_the_product_of_two_gaussians(prediction, variance, t):
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, {}))
+    trajectories.check_plants(Case(NAME, "harness", 20, {}))

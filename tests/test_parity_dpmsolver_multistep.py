@@ -1,7 +1,5 @@
 """`DPMSolverMultistepScheduler` beside diffusers' and beside diffusers' in float64, over every option."""
 
-from pathlib import Path
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -9,47 +7,32 @@ import torch
 from hypothesis import given, settings
 
 from anystep import DPMSolver, State, update
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
+from reference.options import LEADING, STABLE, V
 from reference.trajectories import (
     ULP,
     Case,
     Denoiser,
     Looser,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
-    compare,
     distance,
     draw,
     drive,
-    judge,
     oracle,
     original,
     quiet,
     subject,
-    unused,
 )
 
 # diffusers' constructor makes NumPy arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 NAME = "DPMSolverMultistepScheduler"
-STEPS = (1, 2, 5, 20, 50)
-V = {"prediction_type": "v_prediction"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 NOISE = {"algorithm_type": "dpmsolver", **SIGMA_MIN}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
-STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-RESPACED = {
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"use_exponential_sigmas": True},
-    "beta": {"use_beta_sigmas": True},
-    "lu": {"use_lu_lambdas": True},
-}
+RESPACED = options.RESPACED | {"lu": {"use_lu_lambdas": True}}
 
 LOOSER = (
     Looser(
@@ -100,8 +83,7 @@ LOOSER = (
 )
 
 
-def over(option, config=None, steps=STEPS, **rest):
-    return [Case(NAME, option, count, config or {}, **rest) for count in steps]
+over = options.cases_of(NAME)
 
 
 def solvers():
@@ -124,20 +106,15 @@ def solvers():
 def one_at_a_time():
     for config in solvers():
         yield from over(" ".join(map(str, config.values())), config)
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config)
+    for prediction in options.PREDICTIONS:
+        yield from options.spaced(over, {"prediction_type": prediction})
         for algorithm in ("dpmsolver", "sde-dpmsolver"):
             config = {"prediction_type": prediction, "algorithm_type": algorithm} | SIGMA_MIN
             yield from over(f"{prediction}, {algorithm}", config)
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config)
-    yield from over("Stable Diffusion", STABLE | {"timestep_spacing": "leading", "steps_offset": 1})
-    betas = np.geomspace(2e-4, 0.09, 100).tolist()
-    yield from over("trained_betas", {"trained_betas": betas, "num_train_timesteps": 100})
+    for schedule in options.SCHEDULES:
+        yield from options.spaced(over, {"beta_schedule": schedule})
+    yield from over("Stable Diffusion", STABLE | LEADING)
+    yield from over("trained_betas", options.TRAINED)
     for name, flag in RESPACED.items():
         yield from over(name, flag)
         yield from over(f"{name}, v_prediction, sigma_min", flag | V | SIGMA_MIN)
@@ -189,14 +166,13 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER), draws=4)
+    trajectories.check_loop(case, LOOSER, draws=4)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
 def in_float64(case):
@@ -206,10 +182,10 @@ def in_float64(case):
     return distance(case, mine, reference, reference)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps == 20], ids=lambda case: case.id)
+@options.each(CASES, 20)
 def test_loop_in_float64(case):
     if not case.draws:
-        check_float64(case)
+        trajectories.check_float64(case)
     assert in_float64(case) <= 1e-12
 
 
@@ -249,7 +225,7 @@ def test_random_options(case):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("config", [{}, RESPACED["karras"], NOISE], ids=str)
 def test_half_precision_is_rounded_once(dtype, prediction, config):
-    check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
+    trajectories.check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -267,8 +243,8 @@ def test_noise_is_drawn_in_float32(dtype):
 
 
 def test_the_harness_sees_planted_errors():
-    check_plants(Case(NAME, "plants", 20, {"solver_order": 3}))
-    check_plants(Case(NAME, "plants", 20, SDE))
+    trajectories.check_plants(Case(NAME, "plants", 20, {"solver_order": 3}))
+    trajectories.check_plants(Case(NAME, "plants", 20, SDE))
 
 
 # --- adding noise ---
@@ -284,12 +260,12 @@ def timed(scheduler):
 
 @pytest.mark.parametrize("config", [{}, RESPACED["karras"], FLOW, COSINE], ids=str)
 def test_add_noise(config):
-    check_forward(NAME, config, "add_noise", None, timed)
+    trajectories.check_forward(NAME, config, "add_noise", None, timed)
 
 
 def test_add_noise_before_set_timesteps_is_of_another_level():
     """diffusers counts rows of a descending list in an ascending table; corrected, t has the level of t."""
-    check_forward(NAME, {}, "add_noise", TIMES)
+    trajectories.check_forward(NAME, {}, "add_noise", TIMES)
     ours, x, zero = subject(NAME)(), np.ones((2, 1)), np.zeros((2, 1))
     corrected = ours.corrected("untimed-noise")
     level = ours.schedule.level([999, 500])
@@ -321,7 +297,7 @@ def test_add_noise_at_the_begin_index_then_at_the_step_index():
 GRIDS = [
     {},
     {"timestep_spacing": "leading"},
-    {"timestep_spacing": "leading", "steps_offset": 1},
+    LEADING,
     {"timestep_spacing": "trailing"},
     *RESPACED.values(),
     *(flag | COSINE for flag in RESPACED.values()),
@@ -339,10 +315,7 @@ GRIDS = [
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 25, 60, 300])
 def test_grid(config, steps):
     """Timesteps are the oracle's; those of float32 tables may be cut to the whole number below."""
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    for scheduler in (ours, theirs, exact):
-        with quiet():
-            scheduler.set_timesteps(steps)
+    ours, theirs, exact = sigma_grids.three(NAME, config, steps)
     assert ours.timesteps.dtype == np.int64 and ours.sigmas.dtype == np.float64
     assert np.array_equal(ours.timesteps, exact.timesteps)
     assert np.allclose(ours.sigmas, exact.sigmas, rtol=4e-12, atol=0)
@@ -413,17 +386,8 @@ def test_trailing_has_no_step_more(steps):
 
 @pytest.mark.parametrize("config", [{}, COSINE, {"rescale_betas_zero_snr": True}], ids=str)
 def test_tables_before_set_timesteps(config):
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    for name in (
-        "betas",
-        "alphas",
-        "alphas_cumprod",
-        "alpha_t",
-        "sigma_t",
-        "lambda_t",
-        "sigmas",
-        "timesteps",
-    ):
+    ours, theirs, exact = sigma_grids.three(NAME, config)
+    for name in sigma_grids.LAMBDA_TABLES:
         found = getattr(ours, name)
         assert np.allclose(found, getattr(exact, name), rtol=1e-10, atol=1e-14), name
         assert np.allclose(found, getattr(theirs, name), rtol=1e-3, atol=2e-5), name
@@ -456,7 +420,7 @@ def test_custom_timesteps():
     flow.set_timesteps(timesteps=[900, 500])
     assert flow.sigmas.tolist() == [0.9, 0.5, 0.0] and flow.timesteps.tolist() == [900, 500]
     for config in RESPACED.values():
-        check_error(
+        trajectories.check_error(
             NAME, ValueError, lambda cls, config=config: cls(**config).set_timesteps(timesteps=[3, 2])
         )
 
@@ -623,7 +587,7 @@ def test_names_of_siblings_are_coerced():
     ],
 )
 def test_configs_that_diffusers_refuses(config, error):
-    check_error(NAME, error, lambda cls: cls(**config))
+    trajectories.check_error(NAME, error, lambda cls: cls(**config))
 
 
 @pytest.mark.parametrize(
@@ -844,5 +808,4 @@ def test_a_last_step_up(algorithm):
 def test_ids_of_deviations_are_documented():
     cls = subject(NAME)
     assert len(cls.deviations) == 8
-    text = (Path(__file__).resolve().parents[1] / "docs" / "deviations.md").read_text()
-    assert all(f"`{name}`" in text and f'corrected("{name}")' in text for name in cls.deviations)
+    sigma_grids.check_documented(cls)

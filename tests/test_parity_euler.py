@@ -8,30 +8,23 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
+from reference.options import BETA, EXPONENTIAL, KARRAS, LEADING, RESPACED, STABLE, V
+from reference.sigma_grids import begun, past_the_end
 from reference.trajectories import (
     Case,
     Looser,
     alphas_cumprod,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
-    compare,
     draw,
-    judge,
     original,
     quiet,
     subject,
-    unused,
     whole_grid,
 )
 
 NAME = "EulerDiscreteScheduler"
-STEPS = (1, 2, 5, 20, 50)
 
 LOOSER = (
     Looser(
@@ -61,43 +54,31 @@ LOOSER = (
         ),
     ),
 )
-V = {"prediction_type": "v_prediction"}
-KARRAS = {"use_karras_sigmas": True}
-EXPONENTIAL = {"use_exponential_sigmas": True}
-BETA = {"use_beta_sigmas": True}
-STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def over(option, steps=STEPS, config=None, **rest):
-    return [Case(NAME, option, count, config or {}, **rest) for count in steps]
+over = options.cases_of(NAME)
 
 
 def one_at_a_time():
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config=config)
+    for prediction in options.PREDICTIONS:
+        yield from options.spaced(over, {"prediction_type": prediction})
         zero = {"prediction_type": prediction, "rescale_betas_zero_snr": True}
         for spacing in ("leading", "trailing"):
             yield from over(f"{prediction}, zero SNR, {spacing}", config=zero | {"timestep_spacing": spacing})
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        for spacing in ("leading", "linspace"):
-            config = {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
-    yield from over("Stable Diffusion", config=STABLE | {"timestep_spacing": "leading", "steps_offset": 1})
-    betas = np.geomspace(2e-4, 0.09, 100).tolist()
-    yield from over("trained_betas", config={"trained_betas": betas, "num_train_timesteps": 100})
-    yield from over("num_train_timesteps=50", config={"num_train_timesteps": 50, "beta_end": 0.2})
-    for flag in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        name = flag.removeprefix("use_").removesuffix("_sigmas")
-        yield from over(name, config={flag: True})
-        config = STABLE | {flag: True, "timestep_spacing": "leading"}
+    for schedule in options.SCHEDULES:
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "linspace"))
+    yield from over("Stable Diffusion", config=STABLE | LEADING)
+    yield from over("trained_betas", config=options.TRAINED)
+    yield from over("num_train_timesteps=50", config=options.FEW)
+    for name, flag in RESPACED.items():
+        yield from over(name, config=flag)
+        config = STABLE | flag | {"timestep_spacing": "leading"}
         yield from over(f"{name}, scaled_linear, leading", config=config)
-        config = {flag: True, "sigma_min": 0.05, "sigma_max": 20.0}
+        config = flag | {"sigma_min": 0.05, "sigma_max": 20.0}
         yield from over(f"{name}, sigma_min, sigma_max", config=config)
-        config = {flag: True, "final_sigmas_type": "sigma_min"}
+        config = flag | {"final_sigmas_type": "sigma_min"}
         yield from over(f"{name}, final_sigmas_type=sigma_min", config=config)
-        config = {flag: True, "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 80.0} | V
+        config = flag | {"timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 80.0} | V
         yield from over(f"{name}, continuous, v_prediction", config=config)
     yield from over("log_linear", config={"interpolation_type": "log_linear"})
     config = {"interpolation_type": "log_linear", "timestep_type": "continuous"} | V
@@ -136,22 +117,18 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-SMALL_CASES = [case for case in CASES if case.steps in (20, None)]
-
-
-@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.id)
+@options.each(CASES, 20, None)
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 @st.composite
@@ -200,18 +177,16 @@ def test_half_precision_is_rounded_once(dtype, churn, prediction, config):
     # Churn adds its noise to the sample first, in the sample's dtype.
     twice = ("pred_original_sample",) if churn else ()
     case = Case(NAME, "half", 20, {"prediction_type": prediction} | config, step={"s_churn": churn})
-    check_half(case, dtype, twice=twice)
+    trajectories.check_half(case, dtype, twice=twice)
 
 
 # --- grids and attributes ---
 
 GRIDS = [
     {},
-    {"timestep_spacing": "leading", "steps_offset": 1},
+    LEADING,
     {"timestep_spacing": "trailing"},
-    {"use_karras_sigmas": True},
-    {"use_exponential_sigmas": True},
-    {"use_beta_sigmas": True},
+    *RESPACED.values(),
     {"interpolation_type": "log_linear"},
     {"timestep_type": "continuous"} | V,
     {"use_karras_sigmas": True, "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 80.0} | V,
@@ -223,38 +198,22 @@ GRIDS = [
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 25, 61, 999])
 def test_grid(config, steps):
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    ours.set_timesteps(steps)
-    with quiet():
-        theirs.set_timesteps(steps)
-        exact.set_timesteps(steps)
+    ours, theirs, exact = sigma_grids.three(NAME, config, steps)
     if config.get("timestep_spacing") == "trailing" and not whole_grid(1000, steps):  # one more there, t = -1
         assert len(ours.timesteps) == steps and len(ours.sigmas) == steps + 1
         assert np.allclose(ours.timesteps, exact.timesteps[:steps], rtol=1e-12, atol=0)
         assert np.allclose(ours.sigmas[:-1], exact.sigmas[:steps], rtol=1e-12, atol=0)
         return
-    assert np.asarray(ours.timesteps).dtype == np.asarray(ours.sigmas).dtype == np.float64
-    assert len(ours.timesteps) == len(theirs.timesteps) and len(ours.sigmas) == len(theirs.sigmas)
-    assert np.allclose(ours.timesteps, exact.timesteps, rtol=1e-12, atol=1e-9)
-    assert np.allclose(ours.sigmas, exact.sigmas, rtol=4e-12, atol=0)
-    assert np.allclose(ours.timesteps, theirs.timesteps, rtol=3e-4, atol=3e-4)
-    assert np.allclose(ours.sigmas, theirs.sigmas, rtol=1e-3, atol=0)
-    assert math.isclose(ours.init_noise_sigma, float(exact.init_noise_sigma), rel_tol=1e-12)
-    assert ours.num_inference_steps == theirs.num_inference_steps == steps
-    assert ours.step_index is ours.begin_index is None
+    sigma_grids.check_grid(ours, theirs, exact)
+    assert ours.num_inference_steps == steps
 
 
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 def test_tables_before_set_timesteps(config):
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    assert len(ours) == len(theirs) == 1000 and ours.order == theirs.order == 1
-    assert ours.num_inference_steps is theirs.num_inference_steps is None
-    assert len(ours.timesteps) == len(theirs.timesteps) and len(ours.sigmas) == len(theirs.sigmas)
-    assert np.allclose(ours.timesteps, exact.timesteps, rtol=1e-12, atol=1e-12)
-    assert np.allclose(ours.sigmas, exact.sigmas, rtol=4e-12, atol=0)
-    assert math.isclose(ours.init_noise_sigma, float(exact.init_noise_sigma), rel_tol=1e-12)
-    for name in ("betas", "alphas", "alphas_cumprod"):
-        assert np.allclose(getattr(ours, name), getattr(exact, name), rtol=0, atol=1e-14), name
+    made = sigma_grids.three(NAME, config)
+    sigma_grids.check_grid(*made)
+    sigma_grids.check_tables(*made)
+    assert made[0].num_inference_steps is None
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -320,24 +279,7 @@ def test_equal_timesteps_from_an_index():
 
 
 def test_step_index_counts():
-    ours, theirs = subject(NAME)(), original(NAME)()
-    x = draw(1)
-    for scheduler in (ours, theirs):
-        with quiet():
-            scheduler.set_timesteps(5)
-        seen = [(scheduler.step_index, scheduler.begin_index)]
-        t = scheduler.timesteps[2]
-        scheduler.scale_model_input(x, t)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        scheduler.step(x, t, x)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        with quiet():
-            scheduler.set_timesteps(5)
-        scheduler.set_begin_index(3)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        scheduler.step(x, t, x)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        assert seen == [(None, None), (2, None), (3, None), (None, 3), (4, 3)]
+    sigma_grids.check_index(NAME, 3)
 
 
 def test_begin_index_wins_over_the_timestep():
@@ -357,15 +299,7 @@ def test_begin_index_wins_over_the_timestep():
 
 
 def test_step_before_set_timesteps():
-    """The table is then the trained one, noisiest first."""
-    for position in (0, 500, 998):
-        results = []
-        for cls in (subject(NAME), original(NAME)):
-            scheduler = cls()
-            t = scheduler.timesteps[position]
-            scheduler.scale_model_input(draw(1), t)
-            results.append(scheduler.step(draw(2), t, draw(1)).prev_sample)
-        assert (results[0] - results[1]).abs().max() <= 1e-5 * results[1].abs().max()
+    sigma_grids.check_trained_levels(NAME)
 
 
 @pytest.mark.parametrize("form", [float, np.float64, lambda t: torch.tensor(t, dtype=torch.float64)])
@@ -393,26 +327,14 @@ def test_outputs():
             scheduler.set_timesteps(20)
         results.append(scheduler.step(output, scheduler.timesteps[3], x, return_dict=False))
     got, plain, expected, _ = results
-    assert type(got).__name__ == type(expected).__name__ == "EulerDiscreteSchedulerOutput"
-    assert list(got.keys()) == list(expected.keys())
+    sigma_grids.check_results(got, plain, expected, "EulerDiscreteSchedulerOutput")
     assert torch.equal(got[0], got.prev_sample) and torch.equal(got["prev_sample"], got.prev_sample)
     assert torch.equal(got[1], got.pred_original_sample)
-    assert isinstance(plain, tuple) and len(plain) == 2
-    assert all(torch.equal(one, two) for one, two in zip(plain, got.to_tuple(), strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"s_churn": 10.0, "s_tmin": 5.0}, {"s_churn": 10.0}], ids=str)
 def test_draws_as_often_as_diffusers(options):
-    states = []
-    for cls in (subject(NAME), original(NAME)):
-        scheduler, generator, x = cls(), torch.Generator().manual_seed(3), draw(1) * 150
-        with quiet():
-            scheduler.set_timesteps(12)
-        for t in scheduler.timesteps:
-            output = torch.tanh(scheduler.scale_model_input(x, t))
-            x = scheduler.step(output, t, x, generator=generator, **options)[0]
-        states.append(generator.get_state())
-    assert torch.equal(*states)
+    sigma_grids.check_draws(NAME, **options)
 
 
 def test_original_sample_is_an_old_name_of_sample():
@@ -426,23 +348,6 @@ def test_original_sample_is_an_old_name_of_sample():
 
 
 # --- the forward process ---
-
-
-def begun(steps=10, begin=None, taken=None, rows=(0, 7)):
-    """A scheduler brought to where it is asked, and the timesteps of two rows of its grid."""
-
-    def prepare(scheduler):
-        scheduler.set_timesteps(steps)
-        times = torch.as_tensor(np.array(scheduler.timesteps))[list(rows)]
-        if begin is not None:
-            scheduler.set_begin_index(begin)
-        if taken is not None:
-            x = torch.zeros(2, 1, dtype=torch.float64)
-            scheduler.scale_model_input(x, scheduler.timesteps[taken])
-            scheduler.step(x, scheduler.timesteps[taken], x)
-        return times
-
-    return prepare
 
 
 @pytest.mark.parametrize(
@@ -459,26 +364,23 @@ def begun(steps=10, begin=None, taken=None, rows=(0, 7)):
 )
 @pytest.mark.parametrize("config", [{}, KARRAS, STABLE | {"timestep_spacing": "leading"}], ids=str)
 def test_add_noise(config, prepare):
-    check_forward(NAME, config, "add_noise", None, prepare)
+    trajectories.check_forward(NAME, config, "add_noise", None, prepare)
 
 
 @pytest.mark.parametrize("prepare", [begun(), begun(steps=50, rows=(33, 49))], ids=["10", "50"])
 def test_get_velocity(prepare):
     """diffusers reads the table of trained timesteps, ascending, at positions of the descending grid: so do we."""
-    check_forward(NAME, {}, "get_velocity", None, prepare)
+    trajectories.check_forward(NAME, {}, "get_velocity", None, prepare)
 
 
 # --- errors ---
 
 ERRORS = {
-    "beta_schedule": (NotImplementedError, lambda cls: cls(beta_schedule="quadratic")),
-    "karras and exponential": (ValueError, lambda cls: cls(**KARRAS, **EXPONENTIAL)),
-    "karras and beta": (ValueError, lambda cls: cls(**KARRAS, **BETA)),
-    "exponential and beta": (ValueError, lambda cls: cls(**EXPONENTIAL, **BETA)),
-    "timestep_spacing": (ValueError, lambda cls: cls(timestep_spacing="even").set_timesteps(10)),
+    **sigma_grids.ERRORS,
+    **sigma_grids.RESPACING_ERRORS,
+    **sigma_grids.INTEGER_ERRORS,
     "interpolation_type": (ValueError, lambda cls: cls(interpolation_type="cubic").set_timesteps(10)),
     "final_sigmas_type": (ValueError, lambda cls: cls(final_sigmas_type="one").set_timesteps(10)),
-    "prediction_type": (ValueError, lambda cls: stepped(cls(prediction_type="noise"))),
     "nothing to set": (ValueError, lambda cls: cls().set_timesteps()),
     "timesteps and sigmas": (ValueError, lambda cls: cls().set_timesteps(timesteps=[9], sigmas=[1.0, 0.0])),
     "steps and timesteps": (ValueError, lambda cls: cls().set_timesteps(2, timesteps=[9, 0])),
@@ -490,39 +392,18 @@ ERRORS = {
         ValueError,
         lambda cls: cls(timestep_type="continuous", **V).set_timesteps(timesteps=[9, 0]),
     ),
-    "integer timestep": (ValueError, lambda cls: stepped(cls(), 3)),
-    "integer tensor": (ValueError, lambda cls: stepped(cls(), torch.tensor(3))),
-    "int32 tensor": (ValueError, lambda cls: stepped(cls(), torch.tensor(3, dtype=torch.int32))),
     "get_velocity of integers": (
         ValueError,
         lambda cls: cls().get_velocity(draw(1), draw(2), torch.tensor([3])),
     ),
-    "a timestep that is not of the grid": (IndexError, lambda cls: stepped(cls(), 12.3)),
-    "index_for_timestep": (IndexError, lambda cls: cls().index_for_timestep(12.3)),
     "past the end": (IndexError, lambda cls: past_the_end(cls())),
     "unknown argument": (TypeError, lambda cls: cls(clip_sample=True)),
 }
 
 
-def stepped(scheduler, t=None):
-    scheduler.set_timesteps(10)
-    t = scheduler.timesteps[0] if t is None else t
-    if "int" not in str(getattr(t, "dtype", type(t))):
-        scheduler.scale_model_input(draw(2), t)
-    return scheduler.step(draw(1), t, draw(2))
-
-
-def past_the_end(scheduler):
-    scheduler.set_timesteps(3)
-    x = draw(1)
-    scheduler.scale_model_input(x, scheduler.timesteps[0])
-    for t in [*scheduler.timesteps, scheduler.timesteps[-1]]:
-        x = scheduler.step(x, t, x).prev_sample
-
-
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 # --- the oracle and the harness themselves ---
@@ -570,6 +451,6 @@ def test_oracle_karras_grid_is_equation_5():
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, {}, step={"s_churn": 5.0}))
+    trajectories.check_plants(Case(NAME, "harness", 20, {}, step={"s_churn": 5.0}))
     other = {"timestep_spacing": "leading", "prediction_type": "v_prediction"}
-    check_plants(Case(NAME, "harness", 20, other, step={"s_churn": 5.0}))
+    trajectories.check_plants(Case(NAME, "harness", 20, other, step={"s_churn": 5.0}))

@@ -9,33 +9,25 @@ import torch
 from hypothesis import given, settings
 
 from anystep import reproducible
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
+from reference.options import LEADING, STABLE, STEPS, V
+from reference.sigma_grids import begun, past_the_end, stepped
 from reference.trajectories import (
     Case,
     Looser,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
     compare,
     draw,
-    judge,
     original,
     quiet,
     subject,
-    unused,
     whole_grid,
 )
 
 # diffusers makes NumPy arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 NAME = "EulerAncestralDiscreteScheduler"
-STEPS = (1, 2, 5, 20, 50)
-V = {"prediction_type": "v_prediction"}
-STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 LOOSER = (
     Looser(
@@ -63,27 +55,21 @@ LOOSER = (
 )
 
 
-def over(option, steps=STEPS, config=None, **rest):
-    return [Case(NAME, option, count, config or {}, **rest) for count in steps]
+over = options.cases_of(NAME)
 
 
 def one_at_a_time():
     for prediction in ("epsilon", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config=config)
+        yield from options.spaced(over, {"prediction_type": prediction})
         zero = {"prediction_type": prediction, "rescale_betas_zero_snr": True}
         yield from over(f"{prediction}, zero SNR, leading", config=zero | {"timestep_spacing": "leading"})
         steps = STEPS if prediction != "epsilon" else (1, 5, 20, 50)  # 2: test_from_4096_in_two_steps
-        yield from over(f"{prediction}, zero SNR, trailing", steps, zero | {"timestep_spacing": "trailing"})
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        for spacing in ("leading", "linspace"):
-            config = {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
-    yield from over("Stable Diffusion", config=STABLE | {"timestep_spacing": "leading", "steps_offset": 1})
-    betas = np.geomspace(2e-4, 0.09, 100).tolist()
-    yield from over("trained_betas", config={"trained_betas": betas, "num_train_timesteps": 100})
-    yield from over("num_train_timesteps=50", config={"num_train_timesteps": 50, "beta_end": 0.2})
+        yield from over(f"{prediction}, zero SNR, trailing", zero | {"timestep_spacing": "trailing"}, steps)
+    for schedule in options.SCHEDULES:
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "linspace"))
+    yield from over("Stable Diffusion", config=STABLE | LEADING)
+    yield from over("trained_betas", config=options.TRAINED)
+    yield from over("num_train_timesteps=50", config=options.FEW)
     yield from over("generator list", generators=2)
     yield from over("from the middle", steps=(5, 20, 50), begin=3)
     yield from over("N=T", steps=(1000,))
@@ -93,19 +79,18 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps == 20], ids=lambda case: case.id)
+@options.each(CASES, 20)
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -149,7 +134,7 @@ def test_random_options(case):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("config", [{}, {"timestep_spacing": "trailing"}], ids=str)
 def test_half_precision_is_rounded_once(dtype, prediction, config):
-    check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
+    trajectories.check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
 
 
 # --- the noise ---
@@ -157,20 +142,10 @@ def test_half_precision_is_rounded_once(dtype, prediction, config):
 
 def test_draws_as_often_as_diffusers():
     """At the last step too, where nothing is added."""
-    states = []
-    for cls in (subject(NAME), original(NAME)):
-        scheduler, generator, x = cls(), torch.Generator().manual_seed(3), draw(1) * 150
-        with quiet():
-            scheduler.set_timesteps(12)
-        for t in scheduler.timesteps:
-            output = torch.tanh(scheduler.scale_model_input(x, t))
-            x = scheduler.step(output, t, x, generator=generator)[0]
-        states.append(generator.get_state())
-    assert torch.equal(*states)
-    twelve = torch.Generator().manual_seed(3)
+    state, twelve = sigma_grids.check_draws(NAME), torch.Generator().manual_seed(3)
     for _ in range(12):
         torch.randn(draw(1).shape, generator=twelve)
-    assert torch.equal(states[0], twelve.get_state())
+    assert torch.equal(state, twelve.get_state())
 
 
 def test_the_last_step_adds_nothing():
@@ -211,7 +186,7 @@ def test_the_clean_sample_as_prediction(prediction):
 
 GRIDS = [
     {},
-    {"timestep_spacing": "leading", "steps_offset": 1},
+    LEADING,
     {"timestep_spacing": "trailing"},
     {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
 ]
@@ -220,23 +195,10 @@ GRIDS = [
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [None, 1, 2, 3, 10, 25, 999])
 def test_grid(config, steps):
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    if steps is not None:
-        ours.set_timesteps(steps)
-        with quiet():
-            theirs.set_timesteps(steps)
-            exact.set_timesteps(steps)
-    assert np.asarray(ours.timesteps).dtype == np.asarray(ours.sigmas).dtype == np.float64
-    assert len(ours.timesteps) == len(theirs.timesteps) and len(ours.sigmas) == len(theirs.sigmas)
-    assert np.allclose(ours.timesteps, exact.timesteps, rtol=1e-12, atol=1e-9)
-    assert np.allclose(ours.sigmas, exact.sigmas, rtol=4e-12, atol=0)
-    assert np.allclose(ours.sigmas, theirs.sigmas, rtol=1e-3, atol=0)
-    assert math.isclose(ours.init_noise_sigma, float(exact.init_noise_sigma), rel_tol=1e-12)
-    assert ours.num_inference_steps == theirs.num_inference_steps == steps
-    assert ours.step_index is ours.begin_index is None
-    assert len(ours) == len(theirs) == 1000 and ours.order == theirs.order == 1
-    for name in ("betas", "alphas", "alphas_cumprod"):
-        assert np.allclose(getattr(ours, name), getattr(exact, name), rtol=0, atol=1e-14), name
+    made = sigma_grids.three(NAME, config, steps)
+    sigma_grids.check_grid(*made)
+    sigma_grids.check_tables(*made)
+    assert made[0].num_inference_steps == steps
 
 
 def test_keys_of_other_classes_are_not_heeded():
@@ -258,15 +220,7 @@ def test_keys_of_other_classes_are_not_heeded():
 
 
 def test_step_before_set_timesteps():
-    for position in (0, 500, 998):
-        results = []
-        for cls in (subject(NAME), original(NAME)):
-            scheduler = cls()
-            t = scheduler.timesteps[position]
-            scheduler.scale_model_input(draw(1), t)
-            drawn = torch.Generator().manual_seed(3)
-            results.append(scheduler.step(draw(2), t, draw(1), generator=drawn).prev_sample)
-        assert (results[0] - results[1]).abs().max() <= 1e-5 * results[1].abs().max()
+    sigma_grids.check_trained_levels(NAME)
 
 
 def test_outputs_and_index():
@@ -284,60 +238,25 @@ def test_outputs_and_index():
             seen.append((scheduler.step_index, scheduler.begin_index))
     got, plain, expected, _ = results
     assert seen == [None, (4, 3)] * 4
-    assert type(got).__name__ == type(expected).__name__ == "EulerAncestralDiscreteSchedulerOutput"
-    assert list(got.keys()) == list(expected.keys())
-    assert isinstance(plain, tuple) and len(plain) == 2
-    assert all(torch.equal(one, two) for one, two in zip(plain, got.to_tuple(), strict=True))
+    sigma_grids.check_results(got, plain, expected, "EulerAncestralDiscreteSchedulerOutput")
     assert (got.prev_sample - expected.prev_sample).abs().max() <= 1e-4
 
 
 # --- the forward process ---
 
 
-def begun(steps=10, begin=None, rows=(0, 7)):
-    def prepare(scheduler):
-        scheduler.set_timesteps(steps)
-        times = torch.as_tensor(np.array(scheduler.timesteps))[list(rows)]
-        if begin is not None:
-            scheduler.set_begin_index(begin)
-        return times
-
-    return prepare
-
-
 @pytest.mark.parametrize("prepare", [begun(), begun(begin=4), begun(rows=(5,))])
 @pytest.mark.parametrize("config", [{}, STABLE | {"timestep_spacing": "leading"}], ids=str)
 def test_add_noise(config, prepare):
-    check_forward(NAME, config, "add_noise", None, prepare)
+    trajectories.check_forward(NAME, config, "add_noise", None, prepare)
 
 
 # --- errors ---
 
 
-def stepped(scheduler, t=None):
-    scheduler.set_timesteps(10)
-    t = scheduler.timesteps[0] if t is None else t
-    if "int" not in str(getattr(t, "dtype", type(t))):
-        scheduler.scale_model_input(draw(2), t)
-    return scheduler.step(draw(1), t, draw(2))
-
-
-def past_the_end(scheduler):
-    scheduler.set_timesteps(3)
-    x = draw(1)
-    scheduler.scale_model_input(x, scheduler.timesteps[0])
-    for t in [*scheduler.timesteps, scheduler.timesteps[-1]]:
-        x = scheduler.step(x, t, x).prev_sample
-
-
 ERRORS = {
-    "beta_schedule": (NotImplementedError, lambda cls: cls(beta_schedule="quadratic")),
-    "timestep_spacing": (ValueError, lambda cls: cls(timestep_spacing="even").set_timesteps(10)),
-    "prediction_type": (ValueError, lambda cls: stepped(cls(prediction_type="noise"))),
-    "integer timestep": (ValueError, lambda cls: stepped(cls(), 3)),
-    "integer tensor": (ValueError, lambda cls: stepped(cls(), torch.tensor(3))),
-    "int32 tensor": (ValueError, lambda cls: stepped(cls(), torch.tensor(3, dtype=torch.int32))),
-    "a timestep that is not of the grid": (IndexError, lambda cls: stepped(cls(), 12.3)),
+    **sigma_grids.ERRORS,
+    **sigma_grids.INTEGER_ERRORS,
     "past the end": (IndexError, lambda cls: past_the_end(cls())),
     "unknown argument": (TypeError, lambda cls: cls(use_karras_sigmas=True)),
     "sigmas": (TypeError, lambda cls: cls().set_timesteps(sigmas=[9.0, 0.0])),
@@ -346,7 +265,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 # --- the oracle and the harness themselves ---
@@ -369,5 +288,5 @@ def test_oracle_step_is_a_draw_from_the_posterior(position):
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, {}))
-    check_plants(Case(NAME, "harness", 20, {"timestep_spacing": "leading"} | V))
+    trajectories.check_plants(Case(NAME, "harness", 20, {}))
+    trajectories.check_plants(Case(NAME, "harness", 20, {"timestep_spacing": "leading"} | V))

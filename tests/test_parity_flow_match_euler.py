@@ -8,37 +8,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class, noise_drawn_in
-from reference.trajectories import (
-    ULP,
-    Case,
-    check_error,
-    check_float64,
-    check_half,
-    check_plants,
-    check_random,
-    compare,
-    draw,
-    judge,
-    original,
-    subject,
-)
+from reference.options import RESPACED
+from reference.sigma_grids import past_the_end
+from reference.trajectories import ULP, Case, check_random, draw, original, subject
 
 NAME = "FlowMatchEulerDiscreteScheduler"
-STEPS = (1, 2, 5, 20, 50)
 MODEL = {"prediction_type": "flow_prediction"}
 MU = {"mu": 0.9}
 DYNAMIC = {"use_dynamic_shifting": True}
 LINEAR = {"use_dynamic_shifting": True, "time_shift_type": "linear"}
 STOCHASTIC = {"stochastic_sampling": True}
 INVERTED = {"invert_sigmas": True}
-RESPACINGS = [{f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")]
+RESPACINGS = list(RESPACED.values())
 SD3 = {"shift": 3.0}
 LTX = {"shift_terminal": 0.1}
 
 
-def over(option, steps=STEPS, config=None, **rest):
-    return [Case(NAME, option, count, config or {}, model=MODEL, **rest) for count in steps]
+over = options.cases_of(NAME, model=MODEL)
 
 
 def one_at_a_time():
@@ -50,15 +38,17 @@ def one_at_a_time():
     yield from over("mu without dynamic shifting", set_timesteps=MU)
     # With one step there is nothing to stretch: see test_a_single_step_has_no_terminal.
     for config in (LTX, LTX | SD3):
-        yield from over(f"{config}", (2, 5, 20, 50), config)
-    yield from over("LTX, dynamic", (2, 5, 20, 50), LTX | DYNAMIC, set_timesteps=MU)
+        yield from over(f"{config}", steps=(2, 5, 20, 50), config=config)
+    yield from over("LTX, dynamic", steps=(2, 5, 20, 50), config=LTX | DYNAMIC, set_timesteps=MU)
     for respacing in RESPACINGS:
         for config in ({}, SD3, STOCHASTIC):
             yield from over(f"{respacing | config}", config=respacing | config)
         yield from over(f"{respacing}, dynamic", config=respacing | DYNAMIC, set_timesteps=MU)
     for count in (50, 77):
-        yield from over(f"num_train_timesteps={count}", (1, 2, 5), {"num_train_timesteps": count} | SD3)
-    yield from over("num_train_timesteps=1", (1,), {"num_train_timesteps": 1})
+        yield from over(
+            f"num_train_timesteps={count}", steps=(1, 2, 5), config={"num_train_timesteps": count} | SD3
+        )
+    yield from over("num_train_timesteps=1", steps=(1,), config={"num_train_timesteps": 1})
     for config in (INVERTED, INVERTED | SD3, INVERTED | RESPACINGS[0], INVERTED | STOCHASTIC):
         yield from over(f"{config}", config=config)
     yield from over("stochastic", config=STOCHASTIC)
@@ -66,16 +56,18 @@ def one_at_a_time():
     yield from over("churn is ignored", step={"s_churn": 5.0, "s_tmin": 0.1, "s_tmax": 0.5, "s_noise": 2.0})
     for name, levels in GIVEN.items():
         for config in ({}, SD3, RESPACINGS[0], INVERTED):
-            yield from over(f"{name}, {config}", (None,), config, set_timesteps=levels)
-        yield from over(f"{name}, dynamic", (None,), DYNAMIC, set_timesteps=levels | MU)
-    yield from over("Flux", (1, 2, 4), DYNAMIC | SD3, set_timesteps={"mu": 0.6, "sigmas": None})
-    yield from over("both, with N", (3,), SD3, set_timesteps=GIVEN["both"])
-    yield from over("from the middle", (5, 20, 50), SD3, begin=3)
-    yield from over("from the middle, stochastic", (5, 20, 50), STOCHASTIC, begin=3)
-    yield from over("from the middle, inverted", (5, 20, 50), INVERTED, begin=3)
-    yield from over("N=T", (1000,))
-    yield from over("N=T, shift, stochastic", (1000,), SD3 | STOCHASTIC)
-    yield from over("unused keys", (5,), {"base_shift": 0.1, "max_shift": 9.0, "base_image_seq_len": 4})
+            yield from over(f"{name}, {config}", steps=(None,), config=config, set_timesteps=levels)
+        yield from over(f"{name}, dynamic", steps=(None,), config=DYNAMIC, set_timesteps=levels | MU)
+    yield from over("Flux", steps=(1, 2, 4), config=DYNAMIC | SD3, set_timesteps={"mu": 0.6, "sigmas": None})
+    yield from over("both, with N", steps=(3,), config=SD3, set_timesteps=GIVEN["both"])
+    yield from over("from the middle", steps=(5, 20, 50), config=SD3, begin=3)
+    yield from over("from the middle, stochastic", steps=(5, 20, 50), config=STOCHASTIC, begin=3)
+    yield from over("from the middle, inverted", steps=(5, 20, 50), config=INVERTED, begin=3)
+    yield from over("N=T", steps=(1000,))
+    yield from over("N=T, shift, stochastic", steps=(1000,), config=SD3 | STOCHASTIC)
+    yield from over(
+        "unused keys", steps=(5,), config={"base_shift": 0.1, "max_shift": 9.0, "base_image_seq_len": 4}
+    )
 
 
 GIVEN = {
@@ -88,18 +80,18 @@ GIVEN = {
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case))
+    trajectories.check_loop(case)
 
 
 def test_cases_have_names_of_their_own():
-    assert len({case.id for case in CASES}) == len(CASES)
+    trajectories.check_names(CASES)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps != 1000], ids=lambda case: case.id)
+@options.each(case for case in CASES if case.steps != 1000)
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 @st.composite
@@ -137,7 +129,7 @@ def test_random_options(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", [{}, SD3, INVERTED], ids=str)
 def test_half_precision_is_rounded_once(dtype, config):
-    check_half(Case(NAME, "half", 20, config, model=MODEL), dtype)
+    trajectories.check_half(Case(NAME, "half", 20, config, model=MODEL), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -593,28 +585,12 @@ def test_steps_before_set_timesteps_go_down_the_training_levels():
 
 
 def test_outputs():
-    x, output, results = draw(1), draw(2), []
-    for cls in (subject(NAME), original(NAME)):
-        for as_dict in (True, False):
-            scheduler = cls()
-            scheduler.set_timesteps(9)
-            results.append(scheduler.step(output, scheduler.timesteps[3], x, return_dict=as_dict))
-    got, plain, expected, _ = results
-    assert type(got).__name__ == type(expected).__name__ == "FlowMatchEulerDiscreteSchedulerOutput"
-    assert list(got.keys()) == list(expected.keys()) == ["prev_sample"]
-    assert isinstance(plain, tuple) and len(plain) == 1 and torch.equal(plain[0], got.prev_sample)
+    sigma_grids.check_outputs(NAME, 3, "FlowMatchEulerDiscreteSchedulerOutput", keys=["prev_sample"])
 
 
 def stepped(scheduler, t):
     scheduler.set_timesteps(3)
     scheduler.step(draw(1), t, draw(2))
-
-
-def past_the_end(scheduler):
-    scheduler.set_timesteps(3)
-    x = draw(1)
-    for t in [*scheduler.timesteps, scheduler.timesteps[-1]]:
-        x = scheduler.step(x, t, x).prev_sample
 
 
 ERRORS = {
@@ -635,7 +611,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 REFUSED = {
@@ -699,4 +675,4 @@ def test_a_replaced_config_counts():
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
     for config in ({}, STOCHASTIC):
-        check_plants(Case(NAME, "harness", 20, config, model=MODEL))
+        trajectories.check_plants(Case(NAME, "harness", 20, config, model=MODEL))

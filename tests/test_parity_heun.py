@@ -11,37 +11,26 @@ from hypothesis import given, settings
 
 from anystep import Clip, Heun, Levels
 from anystep.samplers._late_heun import LateHeun
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
+from reference.options import BETA, EXPONENTIAL, KARRAS, LEADING, RESPACED, STEPS, V
+from reference.sigma_grids import begun
 from reference.trajectories import (
     Case,
     Denoiser,
     Looser,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
-    compare,
     draw,
-    judge,
     like,
     original,
     quiet,
     subject,
-    unused,
     whole_grid,
 )
 
 # diffusers' constructor makes NumPy arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 NAME = "HeunDiscreteScheduler"
-STEPS = (1, 2, 5, 20, 50)
-V = {"prediction_type": "v_prediction"}
-KARRAS = {"use_karras_sigmas": True}
-EXPONENTIAL = {"use_exponential_sigmas": True}
-BETA = {"use_beta_sigmas": True}
 DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012}
 """Of this class alone: the model must know them."""
 
@@ -61,29 +50,23 @@ LOOSER = (
 )
 
 
-def over(option, steps=STEPS, config=None, **rest):
+def over(option, config=None, steps=STEPS, **rest):
     config = config or {}
     told = {key: value for key, value in DEFAULTS.items() if key not in config}
     return [Case(NAME, option, count, config, model=told, **rest) for count in steps]
 
 
 def one_at_a_time():
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
-            config = {"prediction_type": prediction, "timestep_spacing": spacing}
-            yield from over(f"{prediction}, {spacing}", config=config)
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2", "exp"):
-        for spacing in ("leading", "linspace"):
-            config = {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
+    for prediction in options.PREDICTIONS:
+        yield from options.spaced(over, {"prediction_type": prediction})
+    for schedule in (*options.SCHEDULES, "exp"):
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "linspace"))
     stable = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
     yield from over("Stable Diffusion", config=stable | {"steps_offset": 1})
     yield from over("DDPM's table", config={"beta_start": 1e-4, "beta_end": 0.02})
-    betas = np.geomspace(2e-4, 0.09, 100).tolist()
-    yield from over("trained_betas", config={"trained_betas": betas, "num_train_timesteps": 100})
-    yield from over("num_train_timesteps=50", config={"num_train_timesteps": 50, "beta_end": 0.2})
-    for flag in (KARRAS, EXPONENTIAL, BETA):
-        name = next(iter(flag)).removeprefix("use_").removesuffix("_sigmas")
+    yield from over("trained_betas", config=options.TRAINED)
+    yield from over("num_train_timesteps=50", config=options.FEW)
+    for name, flag in RESPACED.items():
         yield from over(name, config=flag)
         yield from over(f"{name}, v_prediction", config=flag | V)
         yield from over(f"{name}, scaled_linear, leading", config=flag | stable)
@@ -114,29 +97,28 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
 def in_float64(case):
     return case.steps in (20, None) and not case.id.startswith("squaredcos_cap_v2, linspace")
 
 
-@pytest.mark.parametrize("case", list(filter(in_float64, CASES)), ids=lambda case: case.id)
+@options.each(filter(in_float64, CASES))
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 def test_loop_in_float64_from_the_largest_sigma():
     """From 20291: what is magnified there in float32 (see LOOSER) is, by 2^-29 less, in float64."""
     (case,) = (case for case in CASES if case.id == "squaredcos_cap_v2, linspace-20")
-    check_float64(case, bound=1e-10)
+    trajectories.check_float64(case, bound=1e-10)
 
 
 @st.composite
@@ -170,7 +152,9 @@ def test_random_options(case):
 @pytest.mark.parametrize("config", [{}, KARRAS, {"clip_sample": True}], ids=str)
 def test_half_precision_is_rounded_once(dtype, prediction, config):
     """In a first call; a correction takes what the first one rounded, see below."""
-    check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config | DEFAULTS), dtype)
+    trajectories.check_half(
+        Case(NAME, "half", 20, {"prediction_type": prediction} | config | DEFAULTS), dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -363,60 +347,43 @@ def test_order_2(grid):
 
 GRIDS = [
     {},
-    {"timestep_spacing": "leading", "steps_offset": 1},
+    LEADING,
     {"timestep_spacing": "trailing"},
     {"beta_schedule": "exp"},
     KARRAS,
     EXPONENTIAL,
     BETA,
-    KARRAS | {"timestep_spacing": "leading", "steps_offset": 1},
+    KARRAS | LEADING,
 ]
 
 
 def agree(ours, theirs, exact):
-    assert np.asarray(ours.timesteps).dtype == np.asarray(ours.sigmas).dtype == np.float64
-    assert len(ours.timesteps) == len(theirs.timesteps) and len(ours.sigmas) == len(theirs.sigmas)
-    assert np.allclose(ours.timesteps, exact.timesteps, rtol=1e-12, atol=1e-9)
-    assert np.allclose(ours.sigmas, exact.sigmas, rtol=4e-12, atol=0)
-    assert np.allclose(ours.timesteps, theirs.timesteps, rtol=3e-4, atol=3e-4)
-    assert np.allclose(ours.sigmas, theirs.sigmas, rtol=1e-3, atol=0)
-    assert math.isclose(ours.init_noise_sigma, float(exact.init_noise_sigma), rel_tol=1e-12)
-    assert ours.num_inference_steps == theirs.num_inference_steps
-    assert ours.step_index is ours.begin_index is None
+    sigma_grids.check_grid(ours, theirs, exact)
     assert ours.state_in_first_order is theirs.state_in_first_order is True
 
 
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 25, 999])
 def test_grid(config, steps):
-    made = [cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME))]
-    for scheduler in made:
-        with quiet():
-            scheduler.set_timesteps(steps)
-    agree(*made)
+    agree(*sigma_grids.three(NAME, config, steps))
 
 
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 @pytest.mark.parametrize("shorter", [1, 20, 700])
 def test_grid_over_fewer_training_timesteps(config, shorter):
-    made = [cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME))]
     steps = min(shorter, 8)
     if steps == shorter == 1 and config.get("steps_offset"):
         return  # a timestep past the part that is asked for
-    for scheduler in made:
-        with quiet():
-            scheduler.set_timesteps(steps, num_train_timesteps=shorter)
-    agree(*made)
+    agree(*sigma_grids.three(NAME, config, steps, num_train_timesteps=shorter))
 
 
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 def test_tables_before_set_timesteps(config):
     """Those of as many steps as training timesteps; an offset past the end of the table repeats its largest sigma."""
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    agree(ours, theirs, exact)
-    assert len(ours) == len(theirs) == ours.num_inference_steps == 1000 and ours.order == theirs.order == 2
-    for name in ("betas", "alphas", "alphas_cumprod"):
-        assert np.allclose(getattr(ours, name), getattr(exact, name), rtol=0, atol=1e-14), name
+    made = sigma_grids.three(NAME, config)
+    agree(*made)
+    sigma_grids.check_tables(*made, order=2)
+    assert made[0].num_inference_steps == 1000
 
 
 @pytest.mark.parametrize("config", [{}, {"timestep_spacing": "leading", "steps_offset": 1}], ids=str)
@@ -431,21 +398,10 @@ def test_steps_before_set_timesteps(config):
         assert (results[0] - results[1]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("flag", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("flag", RESPACED)
 def test_ends_that_another_class_left_in_the_config(flag):
     """diffusers heeds them; corrected, no class heeds keys of another."""
-    results = []
-    for find in (original, subject):
-        euler = find("EulerDiscreteScheduler")(sigma_min=0.05, sigma_max=10.0, final_sigmas_type="sigma_min")
-        results.append(find(NAME).from_config(euler.config, **{f"use_{flag}_sigmas": True}))
-    theirs, ours = results
-    plain, corrected = subject(NAME)(**{f"use_{flag}_sigmas": True}), ours.corrected("foreign-ends")
-    for scheduler in (theirs, ours, plain, corrected):
-        with quiet():
-            scheduler.set_timesteps(9)
-    assert np.allclose(ours.sigmas, theirs.sigmas, rtol=2e-4, atol=0)
-    assert np.array_equal(corrected.sigmas, plain.sigmas)
-    assert not np.array_equal(ours.sigmas, plain.sigmas)
+    assert not np.array_equal(*sigma_grids.check_foreign_ends(NAME, flag, 10.0))
 
 
 def test_keys_of_other_classes_are_not_heeded():
@@ -467,55 +423,18 @@ def test_keys_of_other_classes_are_not_heeded():
 # --- the index ---
 
 
-@pytest.mark.parametrize("form", [float, np.float64, int, np.int64, lambda t: torch.tensor(int(t))])
+@pytest.mark.parametrize("form", sigma_grids.FORMS)
 def test_forms_of_a_timestep(form):
     """Integers are timesteps here, not positions; a lookup finds the second of a pair, where a step begins."""
-    results = []
-    for cls in (subject(NAME), original(NAME)):
-        scheduler = cls(timestep_spacing="trailing")
-        with quiet():
-            scheduler.set_timesteps(10)
-        t = form(599)
-        scheduler.scale_model_input(draw(1), t)
-        results.append(scheduler.step(draw(2), t, draw(1)).prev_sample)
-        assert scheduler.step_index == 9
-    assert (results[0] - results[1]).abs().max() <= 1e-5
+    sigma_grids.check_form(NAME, form, 9)
 
 
 def test_step_index_counts():
-    x, begun = draw(1), []
-    for cls in (subject(NAME), original(NAME)):
-        scheduler = cls()
-        with quiet():
-            scheduler.set_timesteps(5)
-        seen = [(scheduler.step_index, scheduler.begin_index)]
-        t = scheduler.timesteps[2]
-        scheduler.scale_model_input(x, t)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        scheduler.step(x, t, x)
-        seen += [(scheduler.step_index, scheduler.begin_index)]
-        with quiet():
-            scheduler.set_timesteps(5)
-        scheduler.set_begin_index(4)
-        scheduler.step(x, t, x)
-        begun.append([*seen, (scheduler.step_index, scheduler.begin_index)])
-    assert begun[0] == begun[1] == [(None, None), (2, None), (3, None), (5, 4)]
+    sigma_grids.check_index(NAME, 4)
 
 
 def test_outputs():
-    x, output, results = draw(1), draw(2), []
-    for cls in (subject(NAME), original(NAME)):
-        scheduler = cls()
-        for as_dict in (True, False):
-            with quiet():
-                scheduler.set_timesteps(20)
-            scheduler.scale_model_input(x, scheduler.timesteps[4])
-            results.append(scheduler.step(output, scheduler.timesteps[4], x, return_dict=as_dict))
-    got, plain, expected, _ = results
-    assert type(got).__name__ == type(expected).__name__ == "HeunDiscreteSchedulerOutput"
-    assert list(got.keys()) == list(expected.keys())
-    assert isinstance(plain, tuple) and len(plain) == 2
-    assert all(torch.equal(one, two) for one, two in zip(plain, got.to_tuple(), strict=True))
+    sigma_grids.check_outputs(NAME, 4)
 
 
 def test_constructor_is_that_of_diffusers():
@@ -535,48 +454,20 @@ def test_constructor_is_that_of_diffusers():
 # --- the forward process ---
 
 
-def begun(steps=10, begin=None, taken=None, rows=(0, 7)):
-    """A scheduler brought to where it is asked, and the timesteps of two rows of its grid."""
-
-    def prepare(scheduler):
-        scheduler.set_timesteps(steps)
-        times = torch.as_tensor(np.array(scheduler.timesteps))[list(rows)]
-        if begin is not None:
-            scheduler.set_begin_index(begin)
-        if taken is not None:
-            x = torch.zeros(2, 1, dtype=torch.float64)
-            scheduler.scale_model_input(x, scheduler.timesteps[taken])
-            scheduler.step(x, scheduler.timesteps[taken], x)
-        return times
-
-    return prepare
-
-
 @pytest.mark.parametrize(
     "prepare", [begun(), begun(begin=4), begun(begin=4, taken=4), begun(begin=5), begun(rows=(6,))]
 )
 @pytest.mark.parametrize("config", [{}, KARRAS, {"timestep_spacing": "leading"}], ids=str)
 def test_add_noise(config, prepare):
-    check_forward(NAME, config, "add_noise", None, prepare)
+    trajectories.check_forward(NAME, config, "add_noise", None, prepare)
 
 
 # --- errors ---
 
 
-def stepped(scheduler, t=None):
-    scheduler.set_timesteps(10)
-    t = scheduler.timesteps[0] if t is None else t
-    scheduler.scale_model_input(draw(2), t)
-    return scheduler.step(draw(1), t, draw(2))
-
-
 ERRORS = {
-    "beta_schedule": (NotImplementedError, lambda cls: cls(beta_schedule="quadratic")),
-    "karras and exponential": (ValueError, lambda cls: cls(**KARRAS, **EXPONENTIAL)),
-    "karras and beta": (ValueError, lambda cls: cls(**KARRAS, **BETA)),
-    "exponential and beta": (ValueError, lambda cls: cls(**EXPONENTIAL, **BETA)),
-    "timestep_spacing": (ValueError, lambda cls: cls(timestep_spacing="even").set_timesteps(10)),
-    "prediction_type": (ValueError, lambda cls: stepped(cls(prediction_type="noise"))),
+    **sigma_grids.ERRORS,
+    **sigma_grids.RESPACING_ERRORS,
     "neither": (ValueError, lambda cls: cls().set_timesteps()),
     "both": (ValueError, lambda cls: cls().set_timesteps(2, timesteps=[9, 0])),
     **{
@@ -586,8 +477,6 @@ ERRORS = {
         )
         for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     },
-    "a timestep that is not of the grid": (IndexError, lambda cls: stepped(cls(), 12.3)),
-    "index_for_timestep": (IndexError, lambda cls: cls().index_for_timestep(12.3)),
     "unknown argument": (TypeError, lambda cls: cls(sigma_min=0.1)),
     "sigmas": (TypeError, lambda cls: cls().set_timesteps(sigmas=[9, 0])),
 }
@@ -595,7 +484,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 @pytest.mark.parametrize(
@@ -639,8 +528,8 @@ def test_past_the_end():
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, DEFAULTS))
-    check_plants(
+    trajectories.check_plants(Case(NAME, "harness", 20, DEFAULTS))
+    trajectories.check_plants(
         Case(NAME, "harness", 20, DEFAULTS | {"timestep_spacing": "leading", "clip_sample": True} | V)
     )
 

@@ -8,22 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
-from reference.trajectories import (
-    Case,
-    check_error,
-    check_float64,
-    check_half,
-    check_plants,
-    check_random,
-    compare,
-    draw,
-    judge,
-    like,
-    original,
-    quiet,
-    subject,
-)
+from reference.sigma_grids import past_the_end
+from reference.trajectories import Case, check_random, draw, like, original, quiet, subject
 
 NAME = "IPNDMScheduler"
 STEPS = (1, 2, 3, 4, 5, 20, 50)
@@ -33,8 +21,7 @@ TABLE = (1 - np.linspace(0, 1, 12) ** 1.5).tolist()
 SHORT = [0.95, 0.6, 0.2, 0.05]  # neither pure noise at the beginning nor none at the end
 
 
-def over(option, steps=STEPS, config=None, **rest):
-    return [Case(NAME, option, count, config or {}, model=MODEL, **rest) for count in steps]
+over = options.cases_of(NAME, steps=STEPS, model=MODEL)
 
 
 CASES = [
@@ -47,14 +34,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case))
+    trajectories.check_loop(case)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps != 1000], ids=lambda case: case.id)
+@options.each(case for case in CASES if case.steps != 1000)
 def test_loop_in_float64(case):
-    check_float64(case)
+    trajectories.check_float64(case)
 
 
 @settings(max_examples=40, derandomize=True, deadline=None, database=None)
@@ -70,7 +57,7 @@ def test_random_options(steps, betas):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(dtype):
-    check_half(Case(NAME, "half", 20, {}, model=MODEL), dtype)
+    trajectories.check_half(Case(NAME, "half", 20, {}, model=MODEL), dtype)
 
 
 # --- the history ---
@@ -186,23 +173,7 @@ def test_index(device):
 
 
 def test_outputs():
-    x, output, results = draw(1), draw(2), []
-    for cls in (subject(NAME), original(NAME)):
-        for as_dict in (True, False):
-            scheduler = cls()
-            scheduler.set_timesteps(9)
-            results.append(scheduler.step(output, scheduler.timesteps[3], x, return_dict=as_dict))
-    got, plain, expected, _ = results
-    assert type(got).__name__ == type(expected).__name__ == "SchedulerOutput"
-    assert list(got.keys()) == list(expected.keys()) == ["prev_sample"]
-    assert isinstance(plain, tuple) and len(plain) == 1 and torch.equal(plain[0], got.prev_sample)
-
-
-def past_the_end(scheduler):
-    scheduler.set_timesteps(3)
-    x = draw(1)
-    for t in [*scheduler.timesteps, scheduler.timesteps[-1]]:
-        x = scheduler.step(x, t, x).prev_sample
+    sigma_grids.check_outputs(NAME, 3, "SchedulerOutput", keys=["prev_sample"])
 
 
 ERRORS = {
@@ -215,7 +186,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
@@ -228,4 +199,4 @@ def test_steps_refused(steps):
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, {}, model=MODEL))
+    trajectories.check_plants(Case(NAME, "harness", 20, {}, model=MODEL))

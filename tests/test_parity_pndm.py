@@ -6,29 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from reference import options, trajectories
 from reference.float64_diffusers import float64_class
-from reference.trajectories import (
-    Case,
-    Looser,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
-    check_random,
-    compare,
-    draw,
-    judge,
-    original,
-    quiet,
-    subject,
-    unused,
-    whole_grid,
-)
+from reference.options import STABLE, STEPS
+from reference.trajectories import Case, Looser, check_random, draw, original, quiet, subject, whole_grid
 
 NAME = "PNDMScheduler"
-STEPS = (1, 2, 5, 20, 50)
 SKIP = {"skip_prk_steps": True}
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -73,24 +56,22 @@ def one_at_a_time():
         warmup = "PLMS" if skip else "PRK"
         base = {"skip_prk_steps": skip}
         for prediction in PREDICTIONS:
-            for spacing in ("leading", "trailing", "linspace"):
+            for spacing in options.SPACINGS:
                 config = base | {"prediction_type": prediction, "timestep_spacing": spacing}
                 yield from over(f"{warmup}, {prediction}, {spacing}", config=config)
-        for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        for schedule in options.SCHEDULES:
             for spacing in ("leading", "trailing"):
                 config = base | {"beta_schedule": schedule, "timestep_spacing": spacing}
                 yield from over(f"{warmup}, {schedule}, {spacing}", config=config)
         yield from over(f"{warmup}, set_alpha_to_one", config=base | {"set_alpha_to_one": True})
         yield from over(f"{warmup}, steps_offset=1", config=base | {"steps_offset": 1})
-        betas = {"trained_betas": np.geomspace(2e-4, 0.09, 100).tolist(), "num_train_timesteps": 100}
-        yield from over(f"{warmup}, trained_betas", config=base | betas)
+        yield from over(f"{warmup}, trained_betas", config=base | options.TRAINED)
         yield from over(f"{warmup}, odd stride", steps=(7, 9, 13), config=base)
-        short = {"num_train_timesteps": 50, "beta_end": 0.2}
-        yield from over(f"{warmup}, num_train_timesteps=50", config=base | short)
+        yield from over(f"{warmup}, num_train_timesteps=50", config=base | options.FEW)
         yield from over(f"{warmup}, from the middle", steps=(20, 50), config=base, begin=14)
         yield from over(f"{warmup}, from the second", steps=(20,), config=base, begin=1)
         yield from over(f"{warmup}, N=T", steps=(1000,), config=base)
-    stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    stable = STABLE | {"steps_offset": 1}
     for prediction in PREDICTIONS:
         yield from over(
             f"Stable Diffusion, {prediction}", config=SKIP | stable | {"prediction_type": prediction}
@@ -101,19 +82,18 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
-    judge(case, compare(case), bound_for(case, LOOSER))
+    trajectories.check_loop(case, LOOSER)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.steps == 20], ids=lambda case: case.id)
+@options.each(CASES, 20)
 def test_loop_in_float64(case):
-    check_float64(case, FLOAT64.get(case.id, 1e-12))
+    trajectories.check_float64(case, FLOAT64.get(case.id, 1e-12))
 
 
 @st.composite
@@ -147,7 +127,7 @@ def test_random_options(case):
 @pytest.mark.parametrize("skip", [True, False])
 def test_half_precision_is_rounded_once(dtype, prediction, skip):
     case = Case(NAME, "half", 20, {"prediction_type": prediction, "skip_prk_steps": skip})
-    check_half(case, dtype, positions=(0,))
+    trajectories.check_half(case, dtype, positions=(0,))
 
 
 # --- grids, attributes, state ---
@@ -239,7 +219,7 @@ def test_outputs():
 @pytest.mark.parametrize("method", ["add_noise"])
 def test_forward_process(method):
     for timesteps in (torch.tensor([999, 3]), torch.tensor([0, 500]), torch.tensor([17])):
-        check_forward(NAME, {"beta_schedule": "scaled_linear"}, method, timesteps)
+        trajectories.check_forward(NAME, {"beta_schedule": "scaled_linear"}, method, timesteps)
 
 
 # --- errors ---
@@ -263,7 +243,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_errors(what):
-    check_error(NAME, *ERRORS[what])
+    trajectories.check_error(NAME, *ERRORS[what])
 
 
 def test_the_methods_called_by_hand():
@@ -311,4 +291,4 @@ def test_oracle_step_is_the_published_formula():
 
 
 def test_harness_passes_what_is_equal_and_fails_what_is_not():
-    check_plants(Case(NAME, "harness", 20, SKIP))
+    trajectories.check_plants(Case(NAME, "harness", 20, SKIP))

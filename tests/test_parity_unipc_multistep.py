@@ -13,41 +13,29 @@ from hypothesis import given, settings
 
 from anystep import UniPCMultistepScheduler, reproducible
 from anystep._array import backend
+from reference import options, sigma_grids, trajectories
 from reference.float64_diffusers import float64_class
+from reference.options import LEADING, RESPACED, STABLE, STEPS, V
 from reference.trajectories import (
     Case,
     Looser,
-    bound_for,
-    check_error,
-    check_float64,
-    check_forward,
-    check_half,
-    check_plants,
     check_random,
-    compare,
     draw,
     drive,
-    judge,
     like,
     oracle,
     original,
-    quiet,
     subject,
-    unused,
     whole_grid,
 )
 
 # diffusers' constructor makes NumPy arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 NAME = "UniPCMultistepScheduler"
-STEPS = (1, 2, 5, 20, 50)
-V = {"prediction_type": "v_prediction"}
 SAMPLE = {"prediction_type": "sample"}
 MIN = {"final_sigmas_type": "sigma_min"}
 NOISE = {"predict_x0": False, **MIN}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-RESPACED = {name: {f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")}
-STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 LOOSER = (
     Looser(
@@ -84,23 +72,19 @@ LOOSER = (
 )
 
 
-def over(option, steps=STEPS, config=None, **rest):
-    return [Case(NAME, option, count, config or {}, **rest) for count in steps]
+over = options.cases_of(NAME)
 
 
 def one_at_a_time():
-    for prediction in ("epsilon", "sample", "v_prediction"):
-        for spacing in ("leading", "trailing", "linspace"):
+    for prediction in options.PREDICTIONS:
+        for spacing in options.SPACINGS:
             config = {"prediction_type": prediction, "timestep_spacing": spacing}
             yield from over(f"{prediction}, {spacing}", config=config)
             yield from over(f"{prediction}, {spacing}, noise", config=config | NOISE)
-    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        for spacing in ("leading", "linspace"):
-            config = {"beta_schedule": schedule, "timestep_spacing": spacing}
-            yield from over(f"{schedule}, {spacing}", config=config)
-    yield from over("Stable Diffusion", config=STABLE | {"timestep_spacing": "leading", "steps_offset": 1})
-    betas = np.geomspace(2e-4, 0.09, 100).tolist()
-    yield from over("trained_betas", config={"trained_betas": betas, "num_train_timesteps": 100})
+    for schedule in options.SCHEDULES:
+        yield from options.spaced(over, {"beta_schedule": schedule}, ("leading", "linspace"))
+    yield from over("Stable Diffusion", config=STABLE | LEADING)
+    yield from over("trained_betas", config=options.TRAINED)
     yield from over("num_train_timesteps=60", config={"num_train_timesteps": 60, "beta_end": 0.2})
     yield from over("zero SNR", config=V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
     for order in (1, 2, 3, 4, 5):
@@ -139,12 +123,12 @@ def one_at_a_time():
     yield from over("flow, shift", config=FLOW | {"flow_shift": 5.0, "solver_order": 3})
     yield from over("flow, sigma_min", config=FLOW | {"flow_shift": 3.0} | MIN)
     yield from over("flow, bh1", config=FLOW | {"flow_shift": 3.0, "solver_type": "bh1"} | MIN)
-    yield from over("flow, terminal", STEPS[1:], config=FLOW | {"flow_shift": 3.0, "shift_terminal": 0.1})
+    yield from over("flow, terminal", FLOW | {"flow_shift": 3.0, "shift_terminal": 0.1}, STEPS[1:])
     for kind, mu in (("exponential", 1.15), ("exponential", -0.4), ("linear", 2.5)):
         config = FLOW | {"use_dynamic_shifting": True, "time_shift_type": kind}
         yield from over(f"flow, {kind} mu={mu}", config=config, set_timesteps={"mu": mu})
     config = FLOW | {"use_dynamic_shifting": True, "shift_terminal": 0.02}
-    yield from over("flow, mu and terminal", STEPS[1:], config=config, set_timesteps={"mu": 0.9})
+    yield from over("flow, mu and terminal", config, STEPS[1:], set_timesteps={"mu": 0.9})
     for config, name in ((FLOW, "plain"), (FLOW | {"flow_shift": 3.0}, "shifted")):
         sigmas = np.linspace(1, 1 / 12, 12)
         yield Case(NAME, f"flow, given sigmas, {name}", None, config, {"sigmas": sigmas})
@@ -168,26 +152,23 @@ def one_at_a_time():
 CASES = list(one_at_a_time())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@options.each(CASES)
 def test_loop(case):
     # Memories of ε̂ have the dtype of the sample, and steps take sigma / alpha times them: rounding that diffusers has too.
     strict = None if case.config.get("predict_x0", True) else False
-    judge(case, compare(case), bound_for(case, LOOSER), strict)
+    trajectories.check_loop(case, LOOSER, strict)
 
 
 def test_cases_and_exceptions_name_each_other():
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert not unused(LOOSER, CASES)
+    trajectories.check_names(CASES, LOOSER)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.steps in (None, 20)], ids=lambda case: case.id
-)
+@options.each(CASES, 20, None)
 def test_loop_in_float64(case):
     """To 1e-12, where rounding is not magnified: by five ε̂, or by sigma / alpha = 10^6, in the corrector's e^h once more."""
     noise = not case.config.get("predict_x0", True)
     bound = 1e-11 if noise and case.config.get("solver_order") == 5 else 1e-12
-    check_float64(case, bound=1e-6 if noise and case.config.get("use_flow_sigmas") else bound)
+    trajectories.check_float64(case, bound=1e-6 if noise and case.config.get("use_flow_sigmas") else bound)
 
 
 @st.composite
@@ -227,12 +208,12 @@ def test_random_options(case):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("config", [{}, RESPACED["karras"], {"solver_type": "bh1"} | MIN], ids=str)
 def test_half_precision_is_rounded_once(dtype, prediction, config):
-    check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
+    trajectories.check_half(Case(NAME, "half", 20, {"prediction_type": prediction} | config), dtype)
 
 
 @pytest.mark.parametrize("config", [{}, V | NOISE, FLOW], ids=str)
 def test_harness_notices(config):
-    check_plants(Case(NAME, "planted", 12, config))
+    trajectories.check_plants(Case(NAME, "planted", 12, config))
 
 
 # --- where diffusers has no answer ---
@@ -324,7 +305,7 @@ def test_more_steps_than_timesteps():
 GRIDS = [
     {},
     MIN,
-    {"timestep_spacing": "leading", "steps_offset": 1},
+    LEADING,
     {"timestep_spacing": "trailing"},
     *RESPACED.values(),
     RESPACED["karras"] | {"sigma_min": 0.05, "sigma_max": 30.0} | MIN,
@@ -339,10 +320,7 @@ GRIDS = [
 @pytest.mark.parametrize("config", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [2, 3, 10, 25, 250])
 def test_grid(config, steps):
-    ours, theirs, exact = (cls(**config) for cls in (subject(NAME), original(NAME), float64_class(NAME)))
-    for scheduler in (ours, theirs, exact):
-        with quiet():
-            scheduler.set_timesteps(steps)
+    ours, theirs, exact = sigma_grids.three(NAME, config, steps)
     assert ours.timesteps.dtype == np.int64 and ours.timesteps.tolist() == exact.timesteps.tolist()
     assert np.abs(ours.timesteps - theirs.timesteps.numpy()).max() <= 1
     np.testing.assert_allclose(ours.sigmas, exact.sigmas, rtol=1e-11)
@@ -364,16 +342,7 @@ def test_timesteps_of_flow_sigmas_are_cut_as_in_diffusers(steps, mu):
 
 def test_tables_before_set_timesteps():
     ours, exact = subject(NAME)(), float64_class(NAME)()
-    for name in (
-        "timesteps",
-        "sigmas",
-        "betas",
-        "alphas",
-        "alphas_cumprod",
-        "alpha_t",
-        "sigma_t",
-        "lambda_t",
-    ):
+    for name in sigma_grids.LAMBDA_TABLES:
         np.testing.assert_allclose(
             getattr(ours, name), getattr(exact, name), rtol=1e-11, atol=1e-13, err_msg=name
         )
@@ -512,7 +481,7 @@ def test_add_noise(config):
         scheduler.set_timesteps(20, device=torch.device("cpu"))
         return scheduler.timesteps[[3, 17]]
 
-    check_forward(NAME, config, "add_noise", None, prepare)
+    trajectories.check_forward(NAME, config, "add_noise", None, prepare)
 
 
 # --- another scheduler that predicts ---
@@ -616,7 +585,7 @@ def test_a_predictor_that_fails_changes_nothing(at):
     ],
 )
 def test_errors_of_diffusers(error, act):
-    check_error(NAME, error, act)
+    trajectories.check_error(NAME, error, act)
 
 
 @pytest.mark.parametrize(
@@ -730,10 +699,7 @@ def test_corrected_threshold_of_noise():
 
 
 def test_ids_of_deviations_are_documented():
-    from pathlib import Path
-
-    text = (Path(__file__).resolve().parents[1] / "docs" / "deviations.md").read_text()
-    assert all(f"`{name}`" in text and f'corrected("{name}")' in text for name in subject(NAME).deviations)
+    sigma_grids.check_documented(subject(NAME))
 
 
 # --- arrays ---

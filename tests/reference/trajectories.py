@@ -408,6 +408,17 @@ def whole_grid(count, steps):
     return len(np.arange(count, 0, -count / steps)) == steps
 
 
+def check_loop(case, looser=(), strict=None, draws=1):
+    """In float32 ours is as near to diffusers as the table says, and as near to the oracle as diffusers is."""
+    judge(case, compare(case), bound_for(case, looser), strict, draws=draws)
+
+
+def check_names(cases, looser=()):
+    """No two cases have one name, and every exception names one."""
+    assert len({case.id for case in cases}) == len(cases)
+    assert not unused(looser, cases)
+
+
 def check_random(case):
     """As a loop of the list; nearness to diffusers is asked where diffusers itself is near the oracle."""
     figures = compare(case)
