@@ -110,9 +110,9 @@ def random_cases(draws):
     given = {"mu": draws(st.floats(0.1, 2.0))}
     count = config["num_train_timesteps"]
     if pick(True, False):
-        found = np.sort(draws(st.lists(st.floats(0.01, 0.99), min_size=steps, max_size=steps, unique=True)))[
-            ::-1
-        ]
+        # Apart in float32 too, where diffusers would otherwise have a level twice.
+        levels = st.integers(100, 9900).map(lambda n: n / 10000)
+        found = np.sort(draws(st.lists(levels, min_size=steps, max_size=steps, unique=True)))[::-1]
         given |= pick(
             {"sigmas": found}, {"timesteps": found * count}, {"sigmas": found, "timesteps": found * count}
         )
