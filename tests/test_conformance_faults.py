@@ -193,7 +193,7 @@ def test_a_step_that_is_not_its_plans_is_caught_by_exact_arithmetic(column):
     wrong[4, 0, column] += 1e-5
     tables = (plan.timesteps, plan.alpha, plan.sigma, plan.input_scale, plan.estimate)
     broken = Plan(*tables, wrong, plan.threshold)
-    broken.prepare()
+    broken.prepare(np.zeros(1))
     object.__setattr__(
         broken, "update", plan.update
     )  # the step keeps its own tables; the documented ones are right

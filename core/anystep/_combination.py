@@ -139,7 +139,7 @@ class Combination:
     def _gather(self, i: Array, arrays: Sequence[Array], x: Array) -> Array:
         """The same sum, in the same order, with coefficients read by index on the device; unused terms count 0."""
         xp = kind(x).xp
-        rows = xp.take(self._table(x), xp.reshape(i, (-1,)), axis=0)
+        rows = xp.take(self.table(x), xp.reshape(i, (-1,)), axis=0)
         if i.ndim == 0:
             rows = rows[0, ...]
 
@@ -161,8 +161,8 @@ class Combination:
             total = total + arrays[column] * coefficient(scale + 1 + len(self.columns) + k)
         return total * coefficient(scale) if self._needs_scale else total
 
-    def _table(self, x: Array) -> Array:
-        """Coefficients on the device of ``x``: of the base, the scale, the terms, and the late ones."""
+    def table(self, x: Array) -> Array:
+        """Coefficients on the device of ``x``, made once: of the base, the scale, the terms, and the late ones."""
         values = np.column_stack(
             [
                 self._bases[:, list(self._base_columns)],

@@ -82,7 +82,7 @@ def init(plan: Plan, x: Array) -> State:
     """
     kind(x)
     backend_of(x)
-    plan.prepare()
+    plan.prepare(x)
     return State(x, (x,) * plan.memories)
 
 

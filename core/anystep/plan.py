@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anystep import _plan_files as files
-from anystep._array import Float64
+from anystep._array import Array, Float64, place
 from anystep._combination import Combination, Row
 from anystep._files import write_atomically
 from anystep.levels import Levels
@@ -75,7 +75,7 @@ class Plan:
     noises: int = field(init=False, repr=False)
     """Number R of fresh standard-normal arrays that a call consumes."""
     fused: dict[tuple[int, type, Any], Any] = field(default_factory=dict, init=False, repr=False)
-    """What backends have made of calls, by (call, type, dtype); filled by `anystep.update`."""
+    """What backends have made of calls, by (call, type, dtype), filled by `anystep.update`; by -1, what is prepared."""
 
     def __post_init__(self) -> None:
         for name in _TABLES:
@@ -161,15 +161,17 @@ class Plan:
         positions. Only where there is no threshold.
         """
 
-        def place(column: int) -> int:
+        def position(column: int) -> int:
             return column - (column > X0)
 
         found: list[int | Row] = []
         for source, (_, combination) in zip(self.moves[i], self.combinations, strict=True):
             row = combination.row(i)
-            terms, late = (tuple([(place(c), value) for c, value in part]) for part in (row.terms, row.late))
-            row = row._replace(base=None if row.base is None else place(row.base), terms=terms, late=late)
-            found.append(row if source is None else place(source))
+            terms, late = (
+                tuple([(position(c), value) for c, value in part]) for part in (row.terms, row.late)
+            )
+            row = row._replace(base=None if row.base is None else position(row.base), terms=terms, late=late)
+            found.append(row if source is None else position(source))
         return tuple(found)
 
     @cached_property
@@ -182,16 +184,20 @@ class Plan:
         """How to form the model's input."""
         return Combination(self.input_scale[:, None])
 
-    def prepare(self) -> None:
-        """Make now what the first call would make, so that a compiler that traces a call meets finished tables."""
-        _ = (
-            self.combinations,
-            self.moves,
-            self.estimate_combination,
-            self.input_combination,
-            self.identity_input,
-        )
-        _ = self.stochastic
+    def prepare(self, x: Array) -> None:
+        """Make now what the first call on arrays like ``x`` would make, so that a compiler that traces a call meets finished
+        tables.
+        """
+        where = place(x)
+        key = -1, type(x), (x.dtype, str(where))
+        if key in self.fused:
+            return
+        _ = self.moves, self.identity_input, self.stochastic
+        made = [combination for _, combination in self.combinations]
+        for combination in (*made, self.estimate_combination, self.input_combination):
+            if where is not None:  # JAX keeps no table
+                combination.table(x)
+        self.fused[key] = None
 
     @cached_property
     def identity_input(self) -> bool:
