@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +12,10 @@ import numpy as np
 from jax.core import Tracer
 
 from anystep import Plan, State
-from anystep._combination import Row
 
-from ._fused import Step
+from ._fused import Form, Step
 
 __all__ = ["fuse"]
-
-
-class _Form(NamedTuple):
-    """What of a combination is compiled in: which arrays it reads and how it is summed. Its numbers are arguments."""
-
-    columns: tuple[int, ...]
-    base: int | None
-    opposed: bool
-    late: tuple[int, ...]
-
-
-def _form(row: Row) -> _Form:
-    terms, late = (tuple([k for k, _ in part]) for part in (row.terms, row.late))
-    return _Form(terms, row.base, row.opposed, late)
 
 
 def fuse(plan: Plan, i: int, x: jax.Array) -> Step | None:
@@ -39,10 +24,10 @@ def fuse(plan: Plan, i: int, x: jax.Array) -> Step | None:
         return None
     outputs = plan.outputs(i)
     rows = [one for one in outputs if not isinstance(one, int)]
-    numbers = [value for row in rows for value in (*(c for _, c in (*row.terms, *row.late)), row.scale)]
+    numbers = [value for row in rows for value in Form.numbers(row)]
     # On the host: jit moves them together with the call, and a device array would have to be where x is.
     values = np.asarray(numbers, jnp.float32 if x.dtype in (jnp.float16, jnp.bfloat16) else x.dtype)
-    forms = tuple([_form(row) for row in rows])
+    forms = tuple(map(Form.of, rows))
     combine, overwrite = _compiled(forms)
     moves = tuple([one if isinstance(one, int) else None for one in outputs[1:]])
     if 0 in moves:
@@ -60,7 +45,7 @@ def fuse(plan: Plan, i: int, x: jax.Array) -> Step | None:
 
 
 @cache
-def _compiled(forms: tuple[_Form, ...]) -> tuple[Any, Any]:
+def _compiled(forms: tuple[Form, ...]) -> tuple[Any, Any]:
     """One function for each structure, and one that may write to x.
 
     As a static argument the structure would be hashed at every call.
@@ -70,7 +55,7 @@ def _compiled(forms: tuple[_Form, ...]) -> tuple[Any, Any]:
 
 
 def _combine(
-    forms: tuple[_Form, ...], values: Any, x: jax.Array, others: Sequence[jax.Array]
+    forms: tuple[Form, ...], values: Any, x: jax.Array, others: Sequence[jax.Array]
 ) -> list[jax.Array]:
     wide = [array.astype(values.dtype) for array in (x, *others)]
     numbers, out = iter(values), list[jax.Array]()

@@ -15,19 +15,15 @@ import numpy.typing as npt
 
 from anystep._combination import Row
 
-from ._fused import Combination
+from ._fused import Combination, Form
 
 __all__ = ["compiled"]
 
 
 def compiled(row: Row, dtype: npt.DTypeLike) -> Combination:
     """The row on C-ordered arrays; compiled when a row of its form is first applied, which takes some 0.3 s."""
-    terms, late = (tuple([k for k, _ in part]) for part in (row.terms, row.late))
-    reads = tuple(
-        sorted({*terms, *late, *(() if row.base is None else (row.base,)), *((1,) if row.opposed else ())})
-    )
-    numbers = np.asarray([*(c for _, c in (*row.terms, *row.late)), row.scale], dtype)
-    form = terms, late, row.base, row.opposed, row.scale != 1.0, reads
+    form, numbers = Form.of(row), np.asarray(Form.numbers(row), dtype)
+    reads = form.reads
 
     def combination(arrays: Sequence[npt.NDArray[Any]], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         given = [arrays[k].reshape(-1) for k in reads]
@@ -53,17 +49,10 @@ BLOCK = 2**16
 
 
 @cache
-def _loop(form: Any) -> Any:
+def _loop(form: Form) -> Any:
     """The loop of a form, for any numbers and either dtype."""
-    terms, late, base, opposed, scaled, reads = form
-    products = [f"c[{n}] * v{k}[i]" for n, k in enumerate((*terms, *late))]
-    total = " + ".join(products[: len(terms)]) or "c[0] * 0"
-    if base is not None:
-        start = f"(v{base}[i] - v1[i])" if opposed else f"v{base}[i]"
-        total = f"{start} + ({total})" if terms else start
-    total = " + ".join([f"({total})", *products[len(terms) :]])
-    total = f"({total}) * c[{len(products)}]" if scaled else total
-    arrays = ", ".join(f"v{k}" for k in reads)
+    total = form.source(lambda k: f"v{k}[i]", lambda n: f"c[{n}]")
+    arrays = ", ".join(f"v{k}" for k in form.reads)
     found: dict[str, Any] = {}
     exec(f"def loop(out, c, {arrays}):\n    for i in range(out.size):\n        out[i] = {total}\n", found)
     return numba.njit(found["loop"])

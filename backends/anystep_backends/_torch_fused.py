@@ -17,7 +17,7 @@ import torch
 from anystep import Plan
 from anystep._combination import Row
 
-from ._fused import Combination, Step, stepper
+from ._fused import Combination, Form, Step, stepper
 
 __all__ = ["fuse"]
 
@@ -127,7 +127,7 @@ def _increment(row: Row) -> Combination:
 def _rounded(row: Row) -> Combination:
     """Half precision: combined in float32, rounded once."""
     wide = _combination(row)
-    used = {row.base, *(k for k, _ in (*row.terms, *row.late)), *([1] if row.opposed else [])}
+    used = Form.of(row).reads
 
     def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
         total = wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)

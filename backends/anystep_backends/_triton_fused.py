@@ -9,16 +9,15 @@ from __future__ import annotations
 import linecache
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from anystep import Plan, State
-from anystep._combination import Row
 
-from ._fused import Step
+from ._fused import Form, Step
 
 __all__ = ["fuse"]
 
@@ -27,32 +26,12 @@ BLOCK = 1024
 _WORK = {torch.float64: tl.float64}
 
 
-class _Form(NamedTuple):
-    """A combination without its numbers."""
-
-    columns: tuple[int, ...]
-    base: int | None
-    opposed: bool
-    late: tuple[int, ...]
-
-    @property
-    def reads(self) -> set[int]:
-        """The arrays that it reads."""
-        base = () if self.base is None else (self.base,)
-        return {*self.columns, *self.late, *base, *((1,) if self.opposed else ())}
-
-
-def _form(row: Row) -> _Form:
-    terms, late = (tuple([k for k, _ in part]) for part in (row.terms, row.late))
-    return _Form(terms, row.base, row.opposed, late)
-
-
 def fuse(plan: Plan, i: int, plain: Step) -> Step:
     """Row ``i`` for CUDA tensors; ``plain`` does what is not contiguous."""
     outputs = plan.outputs(i)
     rows = [one for one in outputs if not isinstance(one, int)]
-    numbers = [value for row in rows for value in (*(c for _, c in (*row.terms, *row.late)), row.scale)]
-    kernel, reads = _kernel(tuple(map(_form, rows)))
+    numbers = [value for row in rows for value in Form.numbers(row)]
+    kernel, reads = _kernel(tuple(map(Form.of, rows)))
     keeps = any(one == 0 for one in outputs if isinstance(one, int))
     tables: dict[Any, torch.Tensor] = {}
 
@@ -84,9 +63,9 @@ def fuse(plan: Plan, i: int, plain: Step) -> Step:
 
 
 @cache
-def _kernel(forms: tuple[_Form, ...]) -> tuple[Any, tuple[int, ...]]:
+def _kernel(forms: tuple[Form, ...]) -> tuple[Any, tuple[int, ...]]:
     """The kernel of these combinations, and the arrays that it takes."""
-    reads = tuple(sorted(set().union(*(form.reads for form in forms)))) or (0,)
+    reads = tuple(sorted({k for form in forms for k in form.reads}))
     source, name = _source(forms, reads), f"<anystep combination {forms}>"
     # Triton reads the source of what it compiles, so it must be found under the name of its file.
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
@@ -95,7 +74,7 @@ def _kernel(forms: tuple[_Form, ...]) -> tuple[Any, tuple[int, ...]]:
     return triton.jit(found["combination"]), reads
 
 
-def _source(forms: tuple[_Form, ...], reads: tuple[int, ...]) -> str:
+def _source(forms: tuple[Form, ...], reads: tuple[int, ...]) -> str:
     """The kernel in Python, for outputs o0, o1, ... and arrays p0, p1, ... by column."""
     outputs, arrays = [f"o{n}" for n in range(len(forms))], [f"p{k}" for k in reads]
     lines = [
@@ -104,17 +83,9 @@ def _source(forms: tuple[_Form, ...], reads: tuple[int, ...]) -> str:
         "    inside = at < size",
         *(f"    v{k} = tl.load(p{k} + at, mask=inside).to(WORK)" for k in reads),
     ]
-    n = 0
+    first = 0
     for output, form in zip(outputs, forms, strict=True):
-        terms = [f"tl.load(c + {n + j}) * v{k}" for j, k in enumerate((*form.columns, *form.late))]
-        total = " + ".join(terms[: len(form.columns)]) or f"v{reads[0]} * 0"
-        if form.base is not None:
-            base = f"(v{form.base} - v1)" if form.opposed else f"v{form.base}"
-            total = f"{base} + ({total})" if form.columns else base
-        total = " + ".join([f"({total})", *terms[len(form.columns) :]])
-        n += len(terms)
-        lines.append(
-            f"    tl.store({output} + at, (({total}) * tl.load(c + {n})).to({output}.dtype.element_ty), mask=inside)"
-        )
-        n += 1
+        total = form.source(lambda k: f"v{k}", lambda n, first=first: f"tl.load(c + {first + n})")
+        lines.append(f"    tl.store({output} + at, ({total}).to({output}.dtype.element_ty), mask=inside)")
+        first += len(form.columns) + len(form.late) + 1
     return "\n".join(lines) + "\n"
