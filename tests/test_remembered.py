@@ -15,7 +15,7 @@ CLASSES = [
     found
     for name in anystep.schedulers.__all__
     if hasattr(found := getattr(anystep.schedulers, name), "set_timesteps")
-    and "remembered" in inspect.getsource(found)
+    and any(getattr(value, "quiet", False) for base in found.__mro__ for value in vars(base).values())
 ]
 X = np.random.default_rng(0).normal(size=(1, 2, 4, 4))
 

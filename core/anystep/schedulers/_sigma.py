@@ -11,6 +11,7 @@ from anystep.forward import mix
 from anystep.levels import Level, Levels, check_descending
 from anystep.predictions import Prediction, Sample, prediction
 from anystep.schedulers._alpha import diffusers_timesteps
+from anystep.schedulers._remembered import remembered
 from anystep.schedulers._respaced import RespacedFacade
 
 __all__ = ["SigmaFacade"]
@@ -120,6 +121,26 @@ class SigmaFacade(RespacedFacade):
     def _told(self, times: Float64, sigmas: Float64) -> Float64:
         """What the model is told at each level."""
         return times
+
+    @remembered
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Choose the levels of a run.
+
+        Parameters
+        ----------
+        num_inference_steps
+            N >= 1.
+        device
+            Where ``timesteps`` and ``sigmas`` are wanted; see `to`. None leaves them as they were, NumPy at
+            first.
+
+        Raises
+        ------
+        ValueError
+            If N is out of range, or the spacing has no such levels. Nothing is changed then.
+        """
+        chain, times = self._chain(self._spaced(num_inference_steps))
+        self._take(num_inference_steps, times, chain, device)
 
     def _take(self, steps: int, times: Float64, chain: Float64, device: Any, **changes: Any) -> None:
         """Take over new levels, if a plan can be made of them, and begin anew."""

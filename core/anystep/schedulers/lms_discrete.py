@@ -12,7 +12,6 @@ from anystep.samplers.lms import lagrange_integrals
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import LMSDiscreteSchedulerOutput
-from anystep.schedulers._remembered import remembered
 from anystep.schedulers._sigma import SigmaFacade
 
 __all__ = ["LMSDiscreteScheduler"]
@@ -76,26 +75,6 @@ class LMSDiscreteScheduler(SigmaFacade):
         steps_offset: int = 0,
     ) -> None:
         self._configured()
-
-    @remembered
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Choose the levels of a run.
-
-        Parameters
-        ----------
-        num_inference_steps
-            N >= 1.
-        device
-            Where ``timesteps`` and ``sigmas`` are wanted; see `to`. None leaves them as they were, NumPy at
-            first.
-
-        Raises
-        ------
-        ValueError
-            If N is out of range, or the spacing has no such levels. Nothing is changed then.
-        """
-        chain, times = self._chain(self._spaced(num_inference_steps))
-        self._take(num_inference_steps, times, chain, device)
 
     @property
     def _default(self) -> ShortLMS:
