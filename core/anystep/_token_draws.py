@@ -33,7 +33,7 @@ def sample_race(log_p_x0: Array, x_t: Array, step: TokenStep | None, uniform: Ar
     """
     log_p_x0, xp = working(log_p_x0, x_t)
     classes = log_p_x0.shape[1]
-    p = xp.exp(log_p_x0 - xp.max(log_p_x0, axis=1, keepdims=True))
+    p = _relative(xp, log_p_x0)
     # Minus the time each class needs is p over this negative number: the least quotient wins.
     clock = xp.astype(xp.log(uniform + TINY), p.dtype, copy=False)
     if step is None:
@@ -172,7 +172,7 @@ def sample_sparse(
     log_p_x0, xp = working(log_p_x0, x_t)
     first, second = (xp.astype(uniform[:, i, :], log_p_x0.dtype, copy=False) for i in (0, 1))
     if step is None:
-        return xp.astype(_inverse(xp, log_p_x0, second), x_t.dtype, copy=False)
+        return xp.astype(_inverse(xp, _relative(xp, log_p_x0), second), x_t.dtype, copy=False)
     if dense is None:
         static = not xp.__array_namespace_info__().capabilities()["data-dependent shapes"]
         dense = static or str(place(x_t)) == "meta"
@@ -202,29 +202,36 @@ def _draw_parts(
     classes = log_p.shape[1]
     of_mask, seen, slope = shares
     masked = x_t == classes
-    zero = xp.zeros_like(first)
+    zero, p = xp.zeros_like(first), _relative(xp, log_p)
     stays = xp.where(masked, zero + of_mask[0], zero + seen[0])
     even = xp.where(masked, zero + (1 - of_mask[2]), zero + (1 - seen[2]))
     if slope:
-        p_itself = pick(xp, log_p, xp.where(masked, xp.zeros_like(x_t), x_t)) - log_sum(xp, log_p)[:, 0, :]
-        stays = xp.where(masked, stays, stays + slope * xp.exp(p_itself))
+        p_itself = pick(xp, p, xp.where(masked, xp.zeros_like(x_t), x_t)) / xp.sum(p, axis=1)
+        stays = xp.where(masked, stays, stays + slope * p_itself)
     evenly = xp.astype(xp.clip(xp.floor(second * classes), max=classes - 1), x_t.dtype, copy=False)
-    modelled = xp.astype(_inverse(xp, log_p, second), x_t.dtype, copy=False)
+    modelled = xp.astype(_inverse(xp, p, second), x_t.dtype, copy=False)
     return xp.where(first < stays, x_t, xp.where(first < even, evenly, modelled))
 
 
 def _columns(xp: Any, log_p: Array, chosen: Array) -> Array:
     """The columns of tokens given by their number in (B, L), shape (n, K, 1); nothing else is read."""
-    classes, length = log_p.shape[1:]
+    batch, classes, length = log_p.shape
+    if batch == 1:  # half the time: rows are read one after the other
+        rows = xp.take(xp.reshape(log_p, (classes, length)), chosen, axis=1)
+        return xp.reshape(xp.reshape(xp.permute_dims(rows, (1, 0)), (-1,)), (-1, classes, 1))
     start = (chosen // length) * (classes * length) + chosen % length
     rows = xp.arange(classes, dtype=chosen.dtype, device=place(chosen)) * length
     where = xp.reshape(xp.expand_dims(start, axis=1) + xp.expand_dims(rows, axis=0), (-1,))
     return xp.reshape(xp.take(xp.reshape(log_p, (-1,)), where), (-1, classes, 1))
 
 
-def _inverse(xp: Any, log_p: Array, uniform: Array) -> Array:
+def _relative(xp: Any, log_p: Array) -> Array:
+    """Probabilities as multiples of the largest."""
+    return xp.exp(log_p - xp.max(log_p, axis=1, keepdims=True))
+
+
+def _inverse(xp: Any, p: Array, uniform: Array) -> Array:
     """Classes by the inverse of the cumulative distribution, from one uniform number each; shape (B, L)."""
-    p = xp.exp(log_p - xp.max(log_p, axis=1, keepdims=True))
     wide = xp.__array_namespace_info__().dtypes(device=place(p), kind="real floating").get("float64", p.dtype)
     sums = xp.cumulative_sum(p, axis=1, dtype=wide)
     # Strictly below the total, so that some sum exceeds it, and never one of a class without probability.
