@@ -6,12 +6,14 @@ level in any coordinates.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from anystep._array import Float64
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["Level", "Levels", "check_descending"]
 
@@ -53,7 +55,9 @@ class Level:
             return np.log(self.alpha_t) - np.log(self.sigma_t)
 
     def __getitem__(self, index: Any) -> "Level":
-        return Level(*(np.asarray(part)[index] for part in (self.t, self.alpha_t, self.sigma_t)))
+        return Level(
+            np.asarray(self.t)[index], np.asarray(self.alpha_t)[index], np.asarray(self.sigma_t)[index]
+        )
 
 
 @dataclass(frozen=True)
@@ -81,25 +85,27 @@ class Levels:
     scale: Float64 = field(default_factory=lambda: np.ones(1))
 
     def __post_init__(self) -> None:
-        count = np.shape(self.cur.sigma_t)
-        object.__setattr__(self, "scale", np.broadcast_to(np.asarray(self.scale, float), count))
-        if not count or count[0] < 1:
+        cur, nxt, noise = self.cur, self.nxt, np.asarray(self.cur.sigma_t)
+        scale = np.asarray(self.scale, float)
+        if scale.shape != noise.shape:
+            scale = np.full(noise.shape, scale)
+        object.__setattr__(self, "scale", scale)
+        if not noise.shape or not len(noise):
             raise ValueError("levels are empty: a plan needs at least one step; ask for steps >= 1.")
         # t of a final level means nothing (no model is called there), so it may be NaN.
-        for name, part in (
-            ("alpha_t", [self.cur.alpha_t, self.nxt.alpha_t]),
-            ("sigma_t", [self.cur.sigma_t, self.nxt.sigma_t]),
-            ("timesteps", [self.cur.t]),
-        ):
-            _check_finite(name, np.concatenate([np.atleast_1d(p) for p in part]))
-        if np.any(np.asarray(self.cur.sigma_t) <= 0):
+        every = np.concatenate([cur.alpha_t, nxt.alpha_t, noise, nxt.sigma_t], axis=None)
+        if not (np.isfinite(every).all() and every.min() >= 0 and np.isfinite(cur.t).all()):
+            _check_finite("alpha_t", np.concatenate([cur.alpha_t, nxt.alpha_t], axis=None))
+            _check_finite("sigma_t", np.concatenate([noise, nxt.sigma_t], axis=None))
+            _check_finite("timesteps", np.atleast_1d(cur.t))
+        if noise.min() <= 0:
             raise ValueError(
                 "sigma_t is 0 at a level where the model is called: only the final level may have no noise."
             )
 
     @classmethod
     def chain(
-        cls, t: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, scale: npt.ArrayLike = 1.0
+        cls, t: "ArrayLike", alpha_t: "ArrayLike", sigma_t: "ArrayLike", scale: "ArrayLike" = 1.0
     ) -> "Levels":
         """Levels from N + 1 points, noisiest first, final level included.
 
@@ -136,7 +142,7 @@ class Levels:
         return Level(self.cur.t, self.scale * self.cur.alpha_t, self.scale * self.cur.sigma_t)
 
 
-def check_descending(name: str, values: npt.ArrayLike) -> None:
+def check_descending(name: str, values: "ArrayLike") -> None:
     """Raise ValueError unless the values are finite numbers that strictly descend.
 
     Examples
@@ -151,7 +157,7 @@ def check_descending(name: str, values: npt.ArrayLike) -> None:
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}: expected a flat list of numbers.")
     _check_finite(name, array, first_may_be_infinite=True)
-    for i in np.flatnonzero(np.diff(array) >= 0)[:1]:
+    for i in np.flatnonzero(array[1:] >= array[:-1])[:1]:
         raise ValueError(
             f"{name}[{i + 1}]={array[i + 1]} is not below {name}[{i}]={array[i]}: "
             "expected strictly descending values; sort them, noisiest first."

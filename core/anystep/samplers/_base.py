@@ -1,7 +1,7 @@
 """What a sampler is: levels in, rows of coefficients out."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from anystep._array import Float64
 from anystep.levels import Levels
 from anystep.plan import Plan, compose
 from anystep.predictions import Prediction, prediction
-from anystep.thresholding import Threshold
+
+if TYPE_CHECKING:
+    from anystep.thresholding import Threshold
 
 __all__ = ["Sampler"]
 
@@ -22,7 +24,7 @@ class Sampler(ABC):
     bounds_noise: ClassVar[bool] = False
     """Whether a threshold bounds ε̂ too, which is then made of the bounded x̂₀: so it is where ε̂ is remembered."""
 
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
+    def plan(self, levels: Levels, predicts: str | Prediction, threshold: "Threshold | None" = None) -> Plan:
         """The table that `anystep.update` runs.
 
         Parameters
@@ -54,10 +56,12 @@ class Sampler(ABC):
 
 def one_step_rows(x: Float64, noise_estimate: Float64, x0: Float64, noise: Float64 | None = None) -> Float64:
     """Rows of a method without memory: four columns, or three if no row adds noise."""
-    columns = [x, noise_estimate, x0]
-    if noise is not None and (noise != 0).any():
-        columns.append(noise)
-    return np.stack(np.broadcast_arrays(*columns), axis=-1)[:, None, :]
+    noisy = noise is not None and noise.any()
+    rows = np.empty((len(x), 1, 4 if noisy else 3))
+    rows[:, 0, 0], rows[:, 0, 1], rows[:, 0, 2] = x, noise_estimate, x0
+    if noisy:
+        rows[:, 0, 3] = noise
+    return rows
 
 
 def posterior_std(levels: Levels) -> Float64:

@@ -37,6 +37,8 @@ class LateUniPC(Sampler):
     def rows(self, levels: Levels) -> Float64:
         """Coefficients as of `UniPC.rows`."""
         first, skipped = self.first, self.solver.skip_corrector
+        if not first:
+            return self.solver.rows(levels)
         rest = replace(self.solver, skip_corrector=[step - first for step in skipped if step >= first])
         found = rest.rows(Levels(levels.cur[first:], levels.nxt[first:]))
         return np.concatenate([np.zeros((first, *found.shape[1:])), found])

@@ -10,16 +10,20 @@ from anystep._array import Float64
 __all__ = ["phi"]
 
 
-def phi(k: int, z: Any) -> Float64:
-    """φ_k(z) = ∫₀¹ e^((1 - s) z) s^(k - 1) / (k - 1)! ds, to a few ulp for every real z, 0 and ±∞ included.
+_INVERSE_FACTORIALS = [np.asarray(1 / factorial(n)) for n in range(256)]
+
+
+def phi(count: int, z: Any) -> Float64:
+    """φ_1 .. φ_count, shape (count, ...): φ_k(z) = ∫₀¹ e^((1 - s) z) s^(k - 1) / (k - 1)! ds, to a few ulp for every real z,
+    0 and ±∞ included.
 
     φ₁ = (e^z - 1) / z, φ_{k+1} = (φ_k - 1 / k!) / z and φ_k(0) = 1 / k!: so the term of order k - 1 of a function's Taylor
     series contributes h^k φ_k(∓h) times its derivative to ∫ e^(±λ) over a step of width h, up to a factor.
 
     Parameters
     ----------
-    k
-        Index, >= 1.
+    count
+        Number of functions, >= 1.
     z
         Real numbers, any shape.
 
@@ -29,29 +33,33 @@ def phi(k: int, z: Any) -> Float64:
 
     Examples
     --------
-    >>> phi(1, 0.0).item(), phi(2, [0.0, -np.inf]).tolist()
-    (1.0, [0.5, 0.0])
+    >>> phi(2, [0.0, -np.inf]).tolist()
+    [[1.0, 0.0], [0.5, 0.0]]
     """
     points = np.asarray(z, dtype=np.float64)
-    # The recurrence loses digits where φ_{k-1} is near its value at 0; the series, where its terms alternate and grow.
-    near = np.abs(points) < 1.5 * (k - 1)
-    safe = np.where(near | (points == 0) | np.isinf(points), 1.0, points)
+    size = np.abs(points)
+    # 0 is left to the series; e^z is infinite long before z is, and the quotient of both has no value.
+    safe = np.where(size == 0, 1.0, np.minimum(points, 1e300))
     with np.errstate(over="ignore"):
-        far = np.expm1(safe) / safe
-    for j in range(1, k):
-        far = (far - 1 / factorial(j)) / safe
-    far = np.where(points == 0, 1 / factorial(k), np.where(np.isinf(points), np.maximum(points, 0.0), far))
-    return np.where(near, _series(k, np.where(near, points, 0.0)), far)
+        far = [np.expm1(safe) / safe]
+        for inverse in _INVERSE_FACTORIALS[1:count]:
+            far.append((far[-1] - inverse) / safe)
+    # The recurrence loses digits where φ_{k-1} is near its value at 0; the series, where its terms alternate and grow.
+    k = np.arange(1, count + 1).reshape(-1, *[1] * points.ndim)
+    near = (size < 1.5 * (k - 1)) | (size == 0)
+    return np.where(near, _close(count, np.where(near[-1], points, 0.0)), far)
 
 
-def _series(k: int, z: Float64) -> Float64:
-    """Σ z^n / (n + k)!, by Horner's rule."""
-    largest = float(np.abs(z).max(initial=0.0))
-    terms, bound = 1, 1.0
+def _close(count: int, z: Float64) -> list[Float64]:
+    """φ_count = Σ z^n / (n + count)! by Horner's rule, and the others by φ_k = 1 / k! + z φ_{k+1}."""
+    largest, bound, terms = float(np.abs(z).max(initial=0.0)), 1.0, 1
     while bound > 2.0**-60:
-        bound *= largest / (terms + k)
+        bound *= largest / (terms + count)
         terms += 1
-    total = np.ones_like(z)
-    for n in range(terms, 0, -1):
-        total = 1 + total * z / (n + k)
-    return total / factorial(k)
+    total = np.zeros_like(z)
+    for inverse in _INVERSE_FACTORIALS[count + terms : count : -1]:
+        total = (inverse + total) * z
+    found = [_INVERSE_FACTORIALS[count] + total]
+    for inverse in _INVERSE_FACTORIALS[count - 1 : 0 : -1]:
+        found.append(inverse + z * found[-1])
+    return found[::-1]

@@ -1,6 +1,6 @@
 """DPM-Solver and DPM-Solver++, multistep, for the ODE and the SDE (Lu, Zhou, Bao, Chen, Li, Zhu 2022), order 1 to 3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -120,17 +120,20 @@ def dpm_rows(
     finite_h = np.where(inside, h, 0.0)
     # Noise is added on the way down only.
     noises = np.where(solver.stochastic & (h >= 0), 2.0, 1.0)
-    slope, bend, lone = _derivatives(np.where(inside, _distances(levels, solver, held), np.inf))
+    near, far = (inverse * inside for inverse in _inverse_distances(levels, solver, held))
+    slope, bend = _derivatives(near, far)
+    lone = (near == 0) | (far == 0)
     first, second = _factors(levels.nxt, solver, finite_h, noises, lone)
     if third is not None:
         second = third(second, levels.nxt.alpha_t, finite_h)
     rows = np.zeros((levels.steps, 1 + kept, 3 + kept + solver.stochastic))
-    rows[:, 0, :FIRST_MEMORY], std = _first_order(levels, solver.integrand, h, noises)
+    constant, std = _first_order(levels, solver.integrand, h, noises)
+    rows[:, 0, X], rows[:, 0, NOISE], rows[:, 0, X0] = constant
     if solver.stochastic:
         rows[:, 0, -1] = np.where(noises == 2, std, 0.0)
     columns = [X0 if solver.integrand == "x0" else NOISE, *range(FIRST_MEMORY, FIRST_MEMORY + kept)]
-    for column, weight in zip(columns, first * slope + second * bend, strict=False):
-        rows[:, 0, column] += weight
+    for column, tilt, curve in zip(columns, slope, bend, strict=False):
+        rows[:, 0, column] += first * tilt + second * curve
     for k, column in enumerate(columns[:kept]):
         rows[:, 1 + k, column] = 1.0
     return rows
@@ -147,35 +150,30 @@ def _width(start: Level, end: Level) -> Float64:
     return np.where(np.isnan(width), 0.0, width)  # from pure noise to pure noise
 
 
-def _distances(levels: Levels, solver: DPMSolver, held: npt.ArrayLike) -> Float64:
-    """Distances in λ to the two levels before, shape (2, N); infinite where a row may not use the estimate made there."""
+def _inverse_distances(levels: Levels, solver: DPMSolver, held: npt.ArrayLike) -> list[Float64]:
+    """1 / distance in λ to the two levels before; 0, infinitely far, where a row may not use the estimate made there.
+
+    Of estimates at one level the latest counts.
+    """
     orders = np.minimum(np.minimum(held, np.arange(levels.steps)) + 1, solver.order_max)
     for back, order in enumerate(solver.last_orders[::-1][: levels.steps], start=1):
         orders[-back] = min(orders[-back], order)
-    found = np.full((2, levels.steps), np.inf)
-    for j in (1, 2):
-        found[j - 1, j:] = _width(levels.cur[: levels.steps - j], levels.cur[j:])[: max(levels.steps - j, 0)]
-        found[j - 1, orders <= j] = np.inf
-    return found
+    near, far = np.zeros((2, levels.steps))
+    for j, found in enumerate((near, far)[: min(solver.order_max, levels.steps) - 1], start=1):
+        width = _width(levels.cur[: levels.steps - j], levels.cur[j:])
+        with np.errstate(divide="ignore"):
+            found[j:] = np.where((orders[j:] > j) & (width != 0), 1 / width, 0.0)
+    return [near, np.where(far == near, 0.0, far)]
 
 
-def _derivatives(distances: Float64) -> tuple[Float64, Float64, Any]:
-    """Weights of D' and D″ on this estimate and the two before, each of shape (3, N), and where D is through two at most.
+def _derivatives(near: Float64, far: Float64) -> tuple[list[Float64], list[Float64]]:
+    """Weights of D' and D″ on this estimate and the two before, from the inverse distances to those.
 
-    An estimate infinitely far away has no weight; of two at one level the earlier one has none.
+    An estimate infinitely far away has no weight.
     """
-    one, two = distances
-    repeated = one == 0
-    near = np.where(repeated, two, one)
-    near = np.where(near == 0, np.inf, near)
-    lone = repeated | (two == near) | np.isinf(two)
-    r = np.where(lone, 0.0, near) / np.where(lone, np.inf, two)
-    zero = np.zeros_like(r)
-    slope = np.stack([1 + r, -1 / (1 - r), r**2 / (1 - r)]) / near
-    bend = np.stack([2 * r, -2 * r / (1 - r), 2 * r**2 / (1 - r)]) / near**2
-    # Without the estimate at this very level, the one before it is the nearest.
-    slope[1:] = np.where(repeated, np.stack([zero, slope[1]]), slope[1:])
-    return slope, bend, lone
+    apart = np.where(near == far, 1.0, near - far)
+    slope = [near + far, -(near**2) / apart, far**2 / apart]
+    return slope, [2 * near * far, 2 * far * slope[1], 2 * near * slope[2]]
 
 
 def _factors(
@@ -185,25 +183,31 @@ def _factors(
     noise = solver.integrand == "noise"
     z = h if noise else -noises * h
     size = noises * (-nxt.sigma_t if noise else nxt.alpha_t)
-    first = size * h**2 * np.where(lone & (solver.variant == "midpoint"), phi(1, z) / 2, phi(2, z))
-    return first, size * h**3 * phi(3, z)
+    midpoint = solver.variant == "midpoint"
+    if lone.all():  # no D″
+        return size * h**2 * (phi(1, z)[0] / 2 if midpoint else phi(2, z)[1]), np.zeros_like(h)
+    phi_1, phi_2, phi_3 = phi(3, z)
+    first = size * h**2 * np.where(lone & midpoint, phi_1 / 2, phi_2)
+    return first, size * h**3 * phi_3
 
 
-def _first_order(levels: Levels, integrand: str, h: Float64, noises: Float64) -> tuple[Float64, Float64]:
-    """Coefficients of (x, ε̂, x̂₀) for a constant estimate, shape (N, 3), and the standard deviation of the noise."""
+def _first_order(
+    levels: Levels, integrand: str, h: Float64, noises: Float64
+) -> tuple[Sequence[Any], Float64]:
+    """Coefficients of (x, ε̂, x̂₀) for a constant estimate, and the standard deviation of the noise."""
     cur, nxt = levels.cur, levels.nxt
-    zero = np.zeros_like(h)
     keep = nxt.sigma_t / cur.sigma_t * np.where(noises > 1, np.exp(-h), 1.0)
     grown = np.sqrt(np.maximum(-np.expm1(-2 * h), 0.0))
-    rows = np.stack([keep, zero, -nxt.alpha_t * np.expm1(-noises * h)], axis=-1)
+    data = keep, 0.0, -nxt.alpha_t * np.expm1(-noises * h)
     std = nxt.sigma_t * grown
     if integrand == "x0":
-        return rows, std
+        return data, std
     # As alpha_nxt x̂₀ + sigma_nxt ε̂, which has a limit where e^h = alpha_nxt sigma_cur / (sigma_nxt alpha_cur) has none.
     with np.errstate(divide="ignore"):
         grew = nxt.alpha_t * cur.karras_sigma
     inside = np.isfinite(grew) & (nxt.sigma_t > 0)
     grew = np.where(inside, grew, nxt.sigma_t)
-    ode = np.stack([zero, nxt.sigma_t - (noises - 1) * (grew - nxt.sigma_t), nxt.alpha_t + zero], axis=-1)
+    ode = 0.0, nxt.sigma_t - (noises - 1) * (grew - nxt.sigma_t), nxt.alpha_t
     native = ((noises == 1) | inside) & (h != 0)
-    return np.where(native[:, None], ode, rows), np.where(native, grew * grown, std)
+    columns = [np.where(native, one, other) for one, other in zip(ode, data, strict=True)]
+    return columns, np.where(native, grew * grown, std)

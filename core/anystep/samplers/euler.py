@@ -1,7 +1,7 @@
 """Euler's method with churn (Karras et al. 2022), first order."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from anystep.plan import Plan
 from anystep.predictions import Prediction
 from anystep.samplers._base import Sampler, one_step_rows
 from anystep.schedules import Schedule
-from anystep.thresholding import Threshold
+
+if TYPE_CHECKING:
+    from anystep.thresholding import Threshold
 
 __all__ = ["Euler"]
 
@@ -77,7 +79,7 @@ class Euler(Sampler):
         if self.s_churn and self.schedule is None:
             raise ValueError(f"s_churn={self.s_churn} needs schedule=: the model is called at raised levels.")
 
-    def plan(self, levels: Levels, predicts: str | Prediction, threshold: Threshold | None = None) -> Plan:
+    def plan(self, levels: Levels, predicts: str | Prediction, threshold: "Threshold | None" = None) -> Plan:
         """See `Sampler.plan`; with churn, model calls are at the raised levels."""
         return super().plan(self.raised(levels), predicts, threshold)
 
@@ -86,11 +88,11 @@ class Euler(Sampler):
         cur, nxt = levels.cur, levels.nxt
         x = nxt.sigma_t / cur.sigma_t
         x0 = nxt.alpha_t - cur.alpha_t * x
-        # What lies between the end of this step and the raised start of the next.
-        gap = (
-            np.append(cur.sigma_t[1:] ** 2 - nxt.sigma_t[:-1] ** 2, 0.0) if self.s_churn else np.zeros_like(x)
-        )
-        return one_step_rows(x, np.zeros_like(x), x0, self.s_noise * np.sqrt(np.maximum(gap, 0.0)))
+        noise = None
+        if self.s_churn:  # of what lies between the end of this step and the raised start of the next
+            gap = np.append(cur.sigma_t[1:] ** 2 - nxt.sigma_t[:-1] ** 2, 0.0)
+            noise = self.s_noise * np.sqrt(np.maximum(gap, 0.0))
+        return one_step_rows(x, np.zeros_like(x), x0, noise)
 
     def raised(self, levels: Levels) -> Levels:
         """Levels whose starts are raised by churn; the ends stay."""

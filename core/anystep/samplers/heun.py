@@ -75,35 +75,32 @@ class Heun(Sampler):
         step, second = _order(levels)
         raised = self._euler.raised(levels)
         first, end = raised.cur, levels.nxt
-
-        def pick(one: Float64, other: Float64) -> Float64:
-            return np.where(
-                second, np.broadcast_to(other, levels.steps)[step], np.broadcast_to(one, levels.steps)[step]
-            )
-
-        cur = Level(pick(first.t, end.t), pick(first.alpha_t, end.alpha_t), pick(first.sigma_t, end.sigma_t))
         # A step's end is the next one's start before it is raised.
-        return Levels(cur, end[step], pick(raised.scale, np.append(levels.scale[1:], levels.scale[-1])))
+        following = np.concatenate([levels.scale[1:], levels.scale[-1:]])
+        starts = np.array(np.broadcast_arrays(first.t, first.alpha_t, first.sigma_t, raised.scale))
+        ends = np.array(np.broadcast_arrays(end.t, end.alpha_t, end.sigma_t, following))
+        *cur, scale = np.where(second, ends[:, step], starts[:, step])
+        return Levels(Level(*cur), end[step], scale)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, start, slope, z), a row for each model call."""
-        raised = self._euler.raised(levels)
-        predicted = self._euler.rows(raised)[:, 0]
+        euler = self._euler
+        raised = euler.raised(levels)
+        predicted = euler.rows(raised)[:, 0]
         cur, nxt = raised.cur, raised.nxt
         step, second = _order(levels)
-        rows = np.zeros((len(step), 3, predicted.shape[1] + 2))
-        for row, i, corrects in zip(rows, step, second, strict=True):
-            row[START - 2, START if corrects else X] = 1.0
-            row[SLOPE - 2, SLOPE if corrects else NOISE] = 1.0
-            if corrects:
-                carry = nxt.alpha_t[i] / cur.alpha_t[i]
-                row[0, START] = carry
-                row[0, [NOISE, SLOPE]] = (nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2
-            else:
-                row[0, :START] = predicted[i, :START]
-        # Noise that raises the next step is added where this one ends.
-        last = np.append(step[1:] != step[:-1], True)
-        rows[last, 0, FRESH:] = predicted[step[last], START:]
+        first, again = np.zeros((2, levels.steps, 3, predicted.shape[1] + 2))
+        first[:, 0, :START] = predicted[:, :START]
+        first[:, START - 2, X] = first[:, SLOPE - 2, NOISE] = 1.0
+        with np.errstate(divide="ignore", invalid="ignore"):  # a step from pure noise has no second call
+            carry = nxt.alpha_t / cur.alpha_t
+            again[:, 0, START] = carry
+            again[:, 0, NOISE] = again[:, 0, SLOPE] = (nxt.sigma_t - carry * cur.sigma_t) / 2
+        again[:, START - 2, START] = again[:, SLOPE - 2, SLOPE] = 1.0
+        rows = np.where(second[:, None, None], again[step], first[step])
+        if predicted.shape[1] > START:  # noise that raises the next step is added where this one ends
+            last = np.append(~second[1:], True)
+            rows[last, 0, FRESH:] = predicted[step[last], START:]
         return rows
 
 
@@ -111,5 +108,7 @@ def _order(levels: Levels) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]
     """The step of each model call, and whether it is the step's second."""
     corrected = np.asarray(levels.cur.alpha_t) > 0
     corrected[-1] = False
-    step = np.repeat(np.arange(levels.steps), 1 + corrected)
-    return step, np.append(False, step[1:] == step[:-1])
+    step = np.arange(levels.steps).repeat(1 + corrected)
+    second = np.zeros(len(step), dtype=bool)
+    second[1:] = step[1:] == step[:-1]
+    return step, second

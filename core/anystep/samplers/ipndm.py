@@ -83,11 +83,13 @@ def ipndm_rows(levels: Levels, used: int, kept: int) -> Float64:
     rows = np.zeros((levels.steps, 1 + kept, 3 + kept))
     rows[:, 0, 1], rows[:, 0, 2] = levels.nxt.sigma_t, levels.nxt.alpha_t
     later = slice(1, None)
-    g = levels.nxt.sigma_t[later] - levels.nxt.alpha_t[later] * levels.cur.karras_sigma[later]
-    for i in range(1, levels.steps):
-        weights = _WEIGHTS[min(i + 1, used) - 1]
-        rows[i, 0, 1] += g[i - 1] * (weights[0] - 1)
-        rows[i, 0, 3 : 2 + len(weights)] = g[i - 1] * np.asarray(weights[1:])
+    g = np.zeros(levels.steps)
+    g[later] = levels.nxt.sigma_t[later] - levels.nxt.alpha_t[later] * levels.cur.karras_sigma[later]
+    for count in range(2, used + 1):
+        present, *earlier = _WEIGHTS[count - 1]
+        i = slice(count - 1, count if count < used else None)
+        rows[i, 0, 1] += g[i] * (present - 1)
+        rows[i, 0, 3 : 2 + count] = g[i, None] * np.asarray(earlier)
     for k in range(kept):
         rows[:, 1 + k, 1 if k == 0 else 2 + k] = 1.0
     return rows

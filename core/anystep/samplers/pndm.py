@@ -177,17 +177,26 @@ def stage_rows(names: Sequence[str], start: Level, end: Level, *, velocity: bool
             "alpha_t=0 at a level where the model is called: PNDM divides by it; choose a spacing that skips the last "
             "training timestep, or another sampler."
         )
-    table = np.zeros((len(names), 6, 8))
     carry = np.asarray(end.alpha_t) / start.alpha_t
     slope = end.sigma_t - carry * start.sigma_t
     if velocity:
         carry, slope = carry + slope * start.sigma_t, slope * start.alpha_t
-    for row, keep, weight, name in zip(table, carry, slope, names, strict=True):
-        stage = STAGES[name]
-        row[0, BASE if stage.based else X] = keep
-        row[0, [NOISE, PAST, PAST + 1, PAST + 2, TOTAL]] = weight * np.asarray(stage.slope)
-        row[BASE - 2, BASE if stage.based else X] = 1.0
-        for age in range(3):
-            row[PAST - 2 + age, PAST + age - stage.remembers if age or not stage.remembers else NOISE] = 1.0
-        row[TOTAL - 2, [NOISE, TOTAL]] = stage.total
+    table = _STAGE_ROWS[[_NUMBER[name] for name in names]]
+    # What φ starts from is what is remembered as its start.
+    table[:, 0] = carry[:, None] * table[:, BASE - 2] + slope[:, None] * table[:, 0]
     return table
+
+
+def _unit_rows(stage: Stage) -> Float64:
+    """Rows of a stage, the first with the slope alone, as of unit weight."""
+    rows = np.zeros((6, 8))
+    rows[0, [NOISE, PAST, PAST + 1, PAST + 2, TOTAL]] = stage.slope
+    rows[BASE - 2, BASE if stage.based else X] = 1.0
+    for age in range(3):
+        rows[PAST - 2 + age, PAST + age - stage.remembers if age or not stage.remembers else NOISE] = 1.0
+    rows[TOTAL - 2, [NOISE, TOTAL]] = stage.total
+    return rows
+
+
+_STAGE_ROWS = np.stack([_unit_rows(stage) for stage in STAGES.values()])
+_NUMBER = {name: number for number, name in enumerate(STAGES)}

@@ -1,11 +1,13 @@
 """UniPC: a predictor and a corrector of any order, with one model call a step (Zhao, Bai, Rao, Zhou, Lu 2023)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from anystep._array import Float64
 from anystep._checks import integer
@@ -98,114 +100,126 @@ class UniPC(Sampler):
         """Order of the formulas; see the notes."""
         return self.order_max + self.corrector
 
-    def orders(self, levels: Levels) -> list[int]:
+    def orders(self, levels: Levels) -> npt.NDArray[np.intp]:
         """Number of estimates in each step's predictor."""
-        count = levels.steps
-        left = [count - i if self.lower_order_final else count for i in range(count)]
-        return [min(self.order_max, i + 1, left[i]) for i in range(count)]
+        step = np.arange(levels.steps)
+        left = levels.steps - step if self.lower_order_final else levels.steps
+        return np.minimum(np.minimum(step + 1, left), self.order_max)
 
     def rows(self, levels: Levels) -> Float64:
         """Coefficients of (x, ε̂, x̂₀, c of the call before, estimates of 1 .. order_max calls before).
 
         Without a corrector, of (x, ε̂, x̂₀, estimates of 1 .. order_max - 1 calls before).
         """
-        data = self.integrand == "x0"
-        orders, steps = self.orders(levels), _Steps(levels, self.order_max + 1, data, self.variant)
-        rows = np.zeros((levels.steps, 2 + self.order_max, 4 + self.order_max))
+        data, count = self.integrand == "x0", self.order_max
+        rows = np.zeros((levels.steps, 2 + count, 4 + count))
         present = X0 if data else NOISE
-        for i, row in enumerate(rows):
-            row[PAST - 2, present] = 1.0
-            for k in range(1, self.order_max):
-                row[PAST - 2 + k, PAST + k - 1] = 1.0
-            corrected = row[CORRECTED - 2]
-            if i and self.corrector and i - 1 not in self.skip_corrector and steps.correctable(i - 1):
-                carry, (*past, new) = steps.corrector(i - 1, orders[i - 1])
-                corrected[CORRECTED], corrected[present] = carry, new
-                corrected[PAST : PAST + len(past)] = past
-            else:
-                corrected[X] = 1.0
-            carry, (now, *past) = steps.predictor(i, orders[i])
-            if data or not corrected[X]:
-                row[0] = carry * corrected
-                row[0, present] += now
-            else:  # the same from c = x = alpha x̂₀ + sigma ε̂, but nothing cancels where alpha is small or 0
-                row[0, X0], row[0, NOISE] = levels.nxt.alpha_t[i], levels.nxt.sigma_t[i] - sum(past)
-            row[0, PAST : PAST + len(past)] += past
+        with np.errstate(all="ignore"):  # what has no limit is not used
+            steps = _Steps(levels, count + 1, data, self.variant)
+            (now, *past), (*earlier, new) = steps.weights(self.orders(levels))
+            corrects = self._corrects(steps.correctable)[:, None]
+            start, again = rows[:, CORRECTED - 2], np.zeros((levels.steps, 4 + count))
+            start[:, X] = 1.0
+            again[1:, CORRECTED], again[1:, present] = steps.carry[:-1], new[:-1]
+            for k, weight in enumerate(earlier):
+                again[1:, PAST + k] = weight[:-1]
+            start[:] = np.where(corrects, again, start)
+            moved = steps.carry[:, None] * start
+            moved[:, present] += now
+            if not data:
+                # The same from c = x = alpha x̂₀ + sigma ε̂, but nothing cancels where alpha is small or 0.
+                native = np.zeros_like(moved)
+                native[:, X0], native[:, NOISE] = levels.nxt.alpha_t, levels.nxt.sigma_t - sum(past)
+                moved = np.where(corrects, moved, native)
+        for k, weight in enumerate(past):
+            moved[:, PAST + k] += weight
+            rows[:, PAST - 1 + k, PAST + k] = 1.0
+        rows[:, 0] = moved
+        rows[:, PAST - 2, present] = 1.0
         if self.corrector:
             return rows
         return np.delete(np.delete(rows, [CORRECTED - 2, -1], axis=1), [CORRECTED, -1], axis=2)
+
+    def _corrects(self, correctable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Whether each call corrects the step that ended at it."""
+        found = np.zeros_like(correctable)
+        if self.corrector:
+            found[1:] = correctable[:-1]
+            found[[step + 1 for step in self.skip_corrector if step + 1 < len(found)]] = False
+        return found
 
 
 class _Steps:
     """What predictor and corrector have in common: a step's length in λ, and integrals of powers over it.
 
-    In u = (λ - λ_cur) / h, from 0 to 1, the integral of u^k is ``moments[i][k]``, and the sample is ``scale`` times the
-    sum over the estimates, each with the integral of its Lagrange polynomial.
+    In u = (λ - λ_cur) / h, from 0 to 1, the integral of u^k is ``moments[k]``, and the sample is ``scale`` times the
+    sum over the estimates, each with the integral of its Lagrange polynomial. All of shape (..., N).
     """
 
     def __init__(self, levels: Levels, count: int, data: bool, variant: str) -> None:
         cur, nxt = levels.cur, levels.nxt
         ratio, end = np.asarray(cur.karras_sigma), np.asarray(nxt.karras_sigma)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            h = np.log1p((ratio - end) / end)
-            carry = nxt.sigma_t / cur.sigma_t if data else nxt.alpha_t / cur.alpha_t
-            scale = nxt.alpha_t if data else -nxt.alpha_t * ratio
-            b = h * (1.0 if data else np.exp(-h)) if variant == "bh1" else -np.expm1(-h)
-        self._h, self._carry, self._scale = h.tolist(), carry.tolist(), scale.tolist()
-        self._moments, self._b = _moments(h, count, data).tolist(), b.tolist()
+        h = np.log1p((ratio - end) / end)
+        self.carry: Float64 = nxt.sigma_t / cur.sigma_t if data else nxt.alpha_t / cur.alpha_t
+        """Factor on c."""
+        self._h, self._scale = h, nxt.alpha_t if data else -nxt.alpha_t * ratio
+        self._b = h * (1.0 if data else np.exp(-h)) if variant == "bh1" else -np.expm1(-h)
+        self._moments = _moments(h, count, data)
+        self.correctable: npt.NDArray[np.bool_] = np.isfinite(self._scale * self._b)
+        """Whether the correction of a step has a limit."""
 
-    def correctable(self, i: int) -> bool:
-        """Whether the correction of step i has a limit."""
-        return bool(np.isfinite(self._scale[i] * self._b[i]))
+    def weights(self, orders: npt.NDArray[np.intp]) -> tuple[list[Float64], list[Float64]]:
+        """Factors on estimates: the predictor's on that of the call which starts a step and on the ones before; the
+        corrector's on the same, and last on that of the step's end.
+        """
+        inverses = self._inverse_nodes(orders)
+        at_end = [*np.where(inverses == 1.0, 0.0, inverses), np.ones_like(self._h)]
+        return self._formula([*inverses], orders == 2), self._formula(at_end, orders == 1)
 
-    def predictor(self, i: int, order: int) -> tuple[float, list[float]]:
-        """Factors on c and on the estimates of this call and the ones before."""
-        return self._formula(i, self._nodes(i, order), halved=order == 2)
+    def _inverse_nodes(self, orders: npt.NDArray[np.intp]) -> Float64:
+        """1 / u of the estimates of the calls before the one that starts a step, whose own is at u = 0.
 
-    def corrector(self, i: int, order: int) -> tuple[float, list[float]]:
-        """Factors on c of the start, on the estimates of the start and before, and last on that of the end."""
-        earlier = [np.nan if u == 1.0 else u for u in self._nodes(i, order)]
-        return self._formula(i, [*earlier, 1.0], halved=order == 1)
-
-    def _nodes(self, i: int, order: int) -> list[float]:
-        """Where the estimates of the call that starts step i and of the ones before lie in u.
-
-        NaN for one that does not count: infinitely far in a step of h = 0, or at the place of a later one, as all are in a
+        0 for one that does not count: infinitely far in a step of h = 0, or at the place of a later one, as all are in a
         step to sigma_t = 0, where h is infinite.
         """
-        found, back, h = [0.0], 0.0, self._h[i]
-        for k in range(1, order):
-            back += self._h[i - k]
-            u = -back / h if h else -np.inf
-            found.append(u if np.isfinite(u) and u not in found else np.nan)
+        found, back = np.zeros((len(self._moments) - 2, len(self._h))), np.zeros_like(self._h)
+        for k in range(1, len(found) + 1):
+            back[k:] += self._h[:-k]
+            inverse = -self._h / back
+            counts = (orders > k) & np.isfinite(inverse) & (found[: k - 1] != inverse).all(axis=0)
+            found[k - 1] = np.where(counts, inverse, 0.0)
         return found
 
-    def _formula(self, i: int, nodes: Sequence[float], halved: bool) -> tuple[float, list[float]]:
-        moments, used = self._moments[i], [u for u in nodes if u == u]
-        if halved:
-            moments = [moments[0], self._b[i] / 2]
-        weights = [0.0 if u != u else self._scale[i] * _integral(u, used, moments) for u in nodes]
-        return self._carry[i], weights
+    def _formula(self, inverses: Sequence[Float64], halved: npt.NDArray[np.bool_]) -> list[Float64]:
+        """``scale`` times the integral of the Lagrange polynomial that is 1 at each node and 0 at the others.
+
+        With v = 1 / node and one more node at u = 0 it is u v_j Π (1 - u v_m) / (1 - v_m / v_j), and for that node
+        Π (1 - u v_m): a node of v = 0, infinitely far, changes nothing.
+        """
+        first, second, *rest = self._moments
+        moments = [first, np.where(halved & np.isfinite(self._b), self._b / 2, second), *rest]
+        found = [self._scale * _multiplied(moments, inverses)]
+        for j, own in enumerate(inverses):
+            others = [*inverses[:j], *inverses[j + 1 :]]
+            weight = self._scale * (own * _multiplied(moments[1:], others))
+            for other in others:
+                weight *= own / (own - other)
+            found.append(np.where(own == 0, 0.0, weight))
+        return found
 
 
-def _integral(node: float, nodes: Sequence[float], moments: Sequence[float]) -> float:
-    """The integral of the Lagrange polynomial that is 1 at the node and 0 at the others."""
-    powers = [1.0]
-    for other in nodes:
-        if other != node:
-            shifted, lower = [0.0, *powers], [*powers, 0.0]
-            powers = [(a - other * b) / (node - other) for a, b in zip(shifted, lower, strict=True)]
-    return sum(power * moment for power, moment in zip(powers, moments, strict=False))
+def _multiplied(moments: Sequence[Float64], inverses: Sequence[Float64]) -> Float64:
+    """The integral of Π (1 - u v), from the integrals of powers of u."""
+    for v in inverses:
+        moments = [low - v * high for low, high in itertools.pairwise(moments)]
+    return moments[0]
 
 
 def _moments(h: Float64, count: int, data: bool) -> Float64:
-    """Integrals h ∫₀¹ e^((u - 1) h) u^k du, or for noise h ∫₀¹ e^(-u h) u^k du, for k < count, shape (..., count)."""
-    found: list[Float64] = []
-    for k in range(count):
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if data:
-                found.append(np.where(np.isinf(h), 1.0, factorial(k) * h * phi(k + 1, -h)))
-            else:  # beyond h = 100, the integral to 1 is that to infinity
-                whole = factorial(k) * h * np.exp(-h) * phi(k + 1, h)
-                found.append(np.where(h > 100, factorial(k) / h**k, whole))
-    return np.stack(found, axis=-1)
+    """Integrals h ∫₀¹ e^((u - 1) h) u^k du, or for noise h ∫₀¹ e^(-u h) u^k du, for k < count, shape (count, ...)."""
+    k = np.arange(count)[:, None]
+    factorials = np.asarray([[float(factorial(n))] for n in range(count)])
+    if data:
+        return np.where(np.isinf(h), 1.0, factorials * h * phi(count, -h))
+    # Beyond h = 100, the integral to 1 is that to infinity.
+    return np.where(h > 100, factorials / h**k, factorials * h * np.exp(-h) * phi(count, h))
