@@ -18,6 +18,7 @@ from anystep import (
     BetaSchedule,
     Clip,
     Cosine,
+    DynamicThreshold,
     Leading,
     Linspace,
     RectifiedFlow,
@@ -32,10 +33,12 @@ from anystep import (
     update,
 )
 from anystep._array import backend
+from anystep._inpainting import BLOCK, LARGE
 from anystep.repaint import blend, known, renoise, walk
 
 LINEAR = BetaSchedule.named("linear")
-PLAN = DDPM().plan(Trailing().levels(LINEAR, 8), "epsilon")
+LEVELS = Trailing().levels(LINEAR, 8), "epsilon"
+PLAN = DDPM().plan(*LEVELS)
 RNG = np.random.default_rng(5)
 X, M, PICTURE, Z1, Z2 = RNG.standard_normal((5, 2, 3, 4)).astype(np.float32)
 MASK = (np.arange(4) % 2 == 0).astype(np.float32)
@@ -235,6 +238,7 @@ CELLS = [
     ("torch", "float16"),
     ("torch", "bfloat16"),
     ("jax", "float32"),
+    ("jax", "bfloat16"),
     ("array_api_strict", "float32"),
 ]
 
@@ -260,15 +264,68 @@ def test_same_array_out_and_equal_bits(name, dtype):
         np.testing.assert_array_equal(lib.to_numpy(array), backend("numpy").to_numpy(other))
 
 
+BOUNDS = [None, Clip(0.7), DynamicThreshold(0.9, 2.0)]
+LARGER = (2, 3, 210, 211)
+"""More elements than are stepped at once, and no multiple of those."""
+
+
+@pytest.mark.parametrize("shape", [X.shape, LARGER], ids=["small", "large"])
+@pytest.mark.parametrize("bound", BOUNDS, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [("numpy", "float32"), *CELLS[:5]])
+def test_the_fused_step_is_the_plain_one(name, dtype, bound, shape):
+    """Up to rounding, for every kind of mask and picture; nothing is written to."""
+    assert np.prod(LARGER) > LARGE and np.prod(LARGER) % BLOCK
+    lib, rng = backend(name), np.random.default_rng(6)
+    make = lambda values, dtype=dtype: lib.asarray(values, dtype=dtype)
+    values = rng.standard_normal((5, *shape))
+    x, m, picture, z1, z2 = map(make, values)
+    kept = rng.random(shape)
+    masks = [
+        make(kept),
+        make(kept > 0.5),
+        make(kept > 0.5, "bool"),
+        make(kept[:, :1] > 0.5),
+        make(kept[0] > 0.5, "int32"),
+        make(kept[:1, :, :1], "float32"),
+    ]
+    before = [lib.to_numpy(array) for array in (x, m, picture, z1, z2, *masks)]
+    for plan in (DDPM().plan(*LEVELS, bound), DDIM().plan(*LEVELS, bound)):
+        for i, (mask, original) in itertools.product(
+            (0, 4, 7), itertools.product(masks, (picture, picture[:1]))
+        ):
+            args = plan, i, x, m, original, mask, z1, z2 if plan.stochastic[i] else None
+            found, again = inpaint_step(*args), inpaint_step(*args)
+            with reproducible():
+                plain = inpaint_step(*args)
+            assert type(found) is type(x) and found.dtype == x.dtype and found.shape == x.shape
+            found, again, plain = (lib.to_numpy(array).astype(float) for array in (found, again, plain))
+            np.testing.assert_array_equal(found, again)
+            eps = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+            # x̂₀ without a bound is up to 160 times the sample at the first level, and so are its errors.
+            size = max(1.0, np.abs(plain).max())
+            np.testing.assert_allclose(found, plain, rtol=0, atol=4 * eps * size)
+    for array, old in zip((x, m, picture, z1, z2, *masks), before, strict=True):
+        np.testing.assert_array_equal(lib.to_numpy(array), old)
+
+
+def test_the_last_step_keeps_the_picture_exactly():
+    """On the fused path of every library: nothing is left of the noise, nor of what was made up."""
+    for lib in map(backend, ("numpy", "torch", "jax")):
+        x, m, picture, z1, mask = (lib.asarray(v, dtype="float32") for v in (X, M, PICTURE, Z1, MASK))
+        out = lib.to_numpy(inpaint_step(PLAN, 7, x, m, picture, mask, z1))
+        np.testing.assert_array_equal(out[..., ::2], PICTURE[..., ::2])
+        assert (out[..., 1::2] != PICTURE[..., 1::2]).all()
+
+
 def test_a_row_per_sample_and_under_jit():
     rows = np.asarray([2, 5])
     one = inpaint_step(PLAN, rows, X, M, PICTURE, MASK, Z1, Z2)
     back = undo_step(PLAN, rows, X, Z1)
     for k, i in enumerate((2, 5)):
         pick = lambda array: array[k : k + 1]
-        np.testing.assert_array_equal(
-            pick(one), inpaint_step(PLAN, i, *map(pick, (X, M, PICTURE)), MASK, *map(pick, (Z1, Z2)))
-        )
+        with reproducible():
+            alone = inpaint_step(PLAN, i, *map(pick, (X, M, PICTURE)), MASK, *map(pick, (Z1, Z2)))
+        np.testing.assert_array_equal(pick(one), alone)
         np.testing.assert_array_equal(pick(back), undo_step(PLAN, i, pick(X), pick(Z1)))
     jitted = jax.jit(
         lambda i, *arrays: (inpaint_step(PLAN, i, *arrays), undo_step(PLAN, i, arrays[0], arrays[4]))
@@ -377,10 +434,17 @@ def test_the_facade_on_any_array(name, dtype):
         scheduler.set_timesteps(6, 2, 2)
         return pipeline(scheduler, x, np.random.default_rng(2), lambda x, t: x, picture, mask)[0], x
 
-    lib = backend(name)
-    out, like = loop(lib, "device1" if name == "array_api_strict" else None)
+    lib, device = backend(name), "device1" if name == "array_api_strict" else None
+    with reproducible():
+        (plain, _), expected = loop(lib, device), backend("numpy").to_numpy(loop(backend("numpy"))[0])
+    np.testing.assert_array_equal(lib.to_numpy(plain), expected)
+    out, like = loop(lib, device)
     assert type(out) is type(like) and out.dtype == like.dtype
-    np.testing.assert_array_equal(lib.to_numpy(out), backend("numpy").to_numpy(loop(backend("numpy"))[0]))
+    eps = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    wide = expected.astype(float)  # each of the six steps and two undoings rounds once or twice
+    np.testing.assert_allclose(
+        lib.to_numpy(out).astype(float), wide, rtol=0, atol=16 * eps * np.abs(wide).max()
+    )
 
 
 def test_a_step_reads_nothing_from_the_device():

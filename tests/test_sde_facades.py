@@ -248,6 +248,119 @@ def test_config_files_travel(cls, tmp_path):
     assert given.items() <= cls.from_pretrained(tmp_path).config.items()
 
 
+# ---------------------------------------------------------------- what they are told
+
+
+def karras_ve_step(scheduler, told, make=np.asarray):
+    """Raised, stepped and corrected between the levels that are told; the results in float64."""
+    x, output, again = make(np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32))
+    hat, high = scheduler.add_noise_to_input(x, told[0], np.random.default_rng(1))
+    out = scheduler.step(output, high, told[1], hat)
+    better = scheduler.step_correct(again, high, told[1], hat, out.prev_sample, out.derivative)
+    arrays = hat, out.prev_sample, out.derivative, out.pred_original_sample, *better.to_tuple()
+    return high, np.stack([np.asarray(array, dtype=float) for array in arrays])
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_karras_ve_at_levels_of_a_run_and_at_any_others(steps):
+    """An entry of the schedule, wherever it lies, is its float64 level; a plan of many steps is that of each of them alone."""
+    plain, run, entries = KarrasVeScheduler(s_churn=3), KarrasVeScheduler(s_churn=3), {}
+    for scheduler in (plain, run):
+        scheduler.set_timesteps(steps)
+    for t in range(1, steps):
+        told = run.schedule[t], run.schedule[t - 1]
+        high, wanted = karras_ve_step(run, told)
+        plain._plans = {"raises": plain._raised(np.ones(1)), "steps": _no_steps()}  # so that it makes its own
+        with reproducible():
+            alone, own = karras_ve_step(plain, told)
+        assert len(plain._plans) == 4
+        assert alone == high
+        np.testing.assert_allclose(own, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+        for name, make in (("torch", torch.tensor), ("jax", jnp.asarray)):
+            if name not in entries:
+                entries[name] = KarrasVeScheduler(s_churn=3).to(name)
+                entries[name].set_timesteps(steps)
+            table = entries[name].schedule
+            level, found = karras_ve_step(entries[name], (table[t], table[t - 1]), make)
+            assert level == high
+            np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6 * np.abs(wanted).max())
+    assert not [key for scheduler in entries.values() for key in scheduler._plans if not isinstance(key, str)]
+
+
+def _no_steps():
+    from anystep.schedulers.karras_ve import _Steps
+
+    return _Steps({}, Levels.chain([1, 0], [1, 1], [1.0, 0.0]))
+
+
+def test_karras_ve_at_no_level():
+    """The clean sample is raised to itself, and is no entry that float32 rounds to 0."""
+    scheduler = KarrasVeScheduler(sigma_min=1e-24, sigma_max=1.0)
+    scheduler.set_timesteps(3)
+    assert scheduler.schedule[0] < 1e-46
+    out, level = scheduler.add_noise_to_input(X, 0, np.random.default_rng(0))
+    np.testing.assert_array_equal(out, X)
+    assert level == 0.0
+    assert scheduler.add_noise_to_input(X, scheduler.schedule[0], np.random.default_rng(0))[1] > 0
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("t", [1.0, 0.5, 0.4321, 1e-3])
+def test_sde_vp_at_times_of_a_run_and_at_any_others(t, corrected):
+    """As the method itself, with the width of the step; the mean is what is left without the noise."""
+    scheduler = ScoreSdeVpScheduler()
+    scheduler = scheduler.corrected() if corrected else scheduler
+    scheduler.set_timesteps(3)
+    x, output = np.random.default_rng(0).standard_normal((2, *SHAPE))
+    times = np.full(len(x), t)
+    noise = np.random.default_rng(1).standard_normal(SHAPE)
+    wanted = EulerMaruyama(VP()).step(x, output, noise, times, scheduler._width(times))
+    for told in (t, np.float64(t), [t], times):
+        found = scheduler.step_pred(output, x, told, np.random.default_rng(1))
+        assert isinstance(found, tuple)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+
+
+def test_entries_are_the_times_that_they_were_before_rounding():
+    """Float32 tables are told apart by place on PyTorch and by value on JAX: all give the rows of float64."""
+    for cls in (ScoreSdeVeScheduler, ScoreSdeVpScheduler):
+        seen = []
+        for name, make in (("numpy", np.asarray), ("torch", torch.tensor), ("jax", jnp.asarray)):
+            scheduler = cls().to(name)
+            scheduler.set_timesteps(7)
+            x, output = make(np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32))
+            if cls is ScoreSdeVeScheduler:
+                scheduler.set_sigmas(7)
+                rows = [scheduler._row(t) for t in scheduler.timesteps]
+                assert rows == list(range(7))
+                continue
+            with reproducible():
+                steps = [
+                    scheduler.step_pred(output, x, t, np.random.default_rng(1))[0]
+                    for t in scheduler.timesteps
+                ]
+            seen.append(np.stack([np.asarray(step) for step in steps]))
+            assert list(scheduler._plans) == [None]
+        for other in seen[1:]:
+            np.testing.assert_array_equal(other, seen[0])
+
+
+def test_plans_for_numbers_of_the_callers_are_not_kept_for_ever(monkeypatch):
+    from anystep.schedulers import karras_ve, sde_vp
+
+    for module in (karras_ve, sde_vp):
+        monkeypatch.setattr(module, "MOST_PLANS", 10)
+    rng = np.random.default_rng(0)
+    karras, vp = KarrasVeScheduler(), ScoreSdeVpScheduler()
+    for scheduler in (karras, vp):
+        scheduler.set_timesteps(4)
+    for k in range(1, 60):
+        karras.step(X, k + 0.5, k, karras.add_noise_to_input(X, k, rng)[0])
+        vp.step_pred(X, X, k / 61, rng)
+        assert max(len(karras._plans), len(vp._plans)) <= 13
+
+
 # ---------------------------------------------------------------- corrections
 
 

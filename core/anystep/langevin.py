@@ -6,15 +6,21 @@ nothing from a device and compiles.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from anystep._array import Array, expand, kind
+from anystep._array import Array, backend, expand, kind, place
 from anystep._checks import integer
 from anystep._combination import Combination
 from anystep._draw import draw
-from anystep._update import init, scale_input, update
+from anystep._update import (
+    _path,  # pyright: ignore[reportPrivateUsage]
+    init,
+    scale_input,
+    update,
+)
 from anystep.plan import Plan
 
 __all__ = ["langevin_step", "predictor_corrector"]
@@ -68,20 +74,47 @@ def langevin_step(
             )
     if 0 in x.shape:  # no norms, and nothing to move
         return xp.astype(x, x.dtype)
-    wide, slope, fresh = (xp.astype(array, work, copy=False) for array in (x, score, noise))
-    of_score, of_noise = (_norms(array, xp) for array in (slope, fresh))
-    if not per_sample:
-        of_score, of_noise = xp.mean(of_score), xp.mean(of_noise)
-    flat = of_score == 0
-    ratio = xp.where(flat, 0.0 * of_score, of_noise / xp.where(flat, of_score + 1.0, of_score)) * snr
-    step = ratio * ratio * (2.0 * alpha)
-    moved = wide + (slope * expand(step, x) + fresh * expand(xp.sqrt(step * 2.0), x))
-    return xp.astype(moved, x.dtype, copy=False)
+    wide, slope, fresh = (
+        array if array.dtype == work else xp.astype(array, work) for array in (x, score, noise)
+    )
+    move = _of_each if per_sample or x.shape[0] == 1 else _of_the_batch
+    if place(x) is None and not _path.plain:
+        move = _compiled(move)
+    moved = move(wide, slope, fresh, float(snr), float(alpha))
+    return moved if x.dtype == work else xp.astype(moved, x.dtype)
 
 
-def _norms(array: Array, xp: Any) -> Array:
+@cache
+def _compiled(move: Callable[..., Array]) -> Any:
+    """One program on JAX, where each operation would be one."""
+    return backend("jax").transforms["compile"](move)
+
+
+def _of_each(x: Array, score: Array, noise: Array, snr: float, alpha: float) -> Array:
+    return _moved(x, score, noise, _norms(score), _norms(noise), snr, alpha)
+
+
+def _of_the_batch(x: Array, score: Array, noise: Array, snr: float, alpha: float) -> Array:
+    mean = kind(x).xp.mean
+    return _moved(x, score, noise, mean(_norms(score)), mean(_norms(noise)), snr, alpha)
+
+
+def _moved(
+    x: Array, score: Array, noise: Array, of_score: Array, of_noise: Array, snr: float, alpha: float
+) -> Array:
+    """The step, where norms are given; all in working precision."""
+    xp = kind(x).xp
+    ratio = of_noise / xp.where(of_score == 0, xp.full_like(of_score, np.inf), of_score)
+    root = ratio * (2.0 * alpha**0.5 * snr)  # √(2 e)
+    return x + (score * expand(root * root * 0.5, x) + noise * expand(root, x))
+
+
+def _norms(array: Array) -> Array:
     """Euclidean norm of each sample, shape (B,)."""
+    xp = kind(array).xp
     flat = xp.reshape(array, (array.shape[0], math.prod(array.shape[1:])))
+    if hasattr(xp, "linalg"):  # an extension of the standard, which not every library has
+        return xp.linalg.vector_norm(flat, axis=1)
     return xp.sqrt(xp.sum(flat * flat, axis=1))
 
 

@@ -21,7 +21,13 @@ import numpy as np
 from anystep._array import Array, Float64, expand, kind, like, namespace
 from anystep._checks import integer
 from anystep._draw import draw
-from anystep._update import State, scale_input, update
+from anystep._inpainting import painted
+from anystep._update import (
+    State,
+    _path,  # pyright: ignore[reportPrivateUsage]
+    scale_input,
+    update,
+)
 from anystep.forward import mix
 from anystep.plan import Plan
 
@@ -128,13 +134,22 @@ def check_over(name: str, part: Array, x: Array) -> None:
         raise TypeError(
             f"{name} is a {type(part).__module__} array, the sample a {type(x).__module__} one: convert one of them."
         )
-    if not str(part.dtype).split(".")[-1].startswith(("bool", "int", "uint", "float", "bfloat")):
+    key = type(part), part.dtype
+    if key not in _REAL:
+        _REAL[key] = str(part.dtype).split(".")[-1].startswith(("bool", "int", "uint", "float", "bfloat"))
+    if not _REAL[key]:
         raise TypeError(f"{name} has dtype {part.dtype}: expected real numbers.")
+    if part.shape == x.shape:
+        return
     shape, whole = tuple(part.shape), tuple(x.shape)
     if len(shape) > len(whole) or any(
         a not in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False)
     ):
         raise ValueError(f"{name} has shape {shape}: expected one that broadcasts over {whole}.")
+
+
+_REAL: dict[tuple[type, Any], bool] = {}
+"""Whether a dtype is one of real numbers, by type, because libraries refuse to compare their dtypes with others'."""
 
 
 def inpaint_step(
@@ -178,15 +193,31 @@ def inpaint_step(
         raise ValueError(
             f"plan has {plan.memories} memories: expected a one-step method such as DDPM; going back would leave them stale."
         )
-    found = kind(x)
-    if kind(original, "original").xp is not found.xp:
-        raise TypeError(
-            f"original is a {type(original).__module__} array, the sample a {type(x).__module__} one: convert one of them."
-        )
-    unknown = update(plan, i, State(x), model_output, noise).x
+    kind(original, "original")
+    for name, part in (("original", original), ("mask", mask)):
+        check_over(name, part, x)
+    return paint(plan, i, x, model_output, original, mask, known_noise, noise)
+
+
+def paint(
+    plan: Plan,
+    i: Any,
+    x: Array,
+    model_output: Array,
+    original: Array,
+    mask: Array,
+    known_noise: Array,
+    noise: Array | None,
+) -> Array:
+    """`inpaint_step` of a plan without memories, and of a picture and a mask that `check_over` has seen."""
+    if i.__class__ is int and not _path.plain:
+        moved = painted(plan, i, x, model_output, original, mask, known_noise, noise)
+        if moved is not None:
+            return moved
+    unknown, xp = update(plan, i, State(x), model_output, noise).x, kind(x).xp
     if original.shape != x.shape:
-        original = found.xp.broadcast_to(original, x.shape)
-    return blend(mask, known(plan, i, found.xp.astype(original, x.dtype, copy=False), known_noise), unknown)
+        original = xp.broadcast_to(original, x.shape)
+    return blend(mask, known(plan, i, xp.astype(original, x.dtype, copy=False), known_noise), unknown)
 
 
 _MOST_MOVES = 10**6

@@ -2,24 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from functools import cache, cached_property
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
-from anystep._array import Array, Float64, kind
+from anystep._array import Array, Float64
+from anystep._bare import bare_plan, moved_by
 from anystep._checks import MOST_STEPS, integer, number
 from anystep._draw import draw
 from anystep._update import State, estimate, matching, update
-from anystep.forward import mix
 from anystep.levels import Level, Levels
 from anystep.plan import Plan
 from anystep.predictions import Epsilon
 from anystep.samplers._late_churn import LateChurnEuler
+from anystep.samplers.euler import Euler
 from anystep.samplers.heun import Heun
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade, as_number
-from anystep.schedulers._outputs import KarrasVeOutput, Lazy
+from anystep.schedulers._outputs import KarrasVeOutput, Lazy, LazyTuple
 from anystep.schedulers._remembered import remembered
+from anystep.schedulers._told import MOST_PLANS, as_drawn, on_host, rows_of
 from anystep.spacings.sigma import exponential
 
 __all__ = ["KarrasVeScheduler"]
@@ -38,6 +41,34 @@ class _NegatedNoise(Epsilon):
     def to_noise(self, level: Level) -> tuple[Any, Any]:
         c, d = super().to_noise(level)
         return c, -d
+
+
+class _Raises(NamedTuple):
+    """Noise added at some levels."""
+
+    rows: dict[float, int]
+    """Of each level."""
+    raised: list[float]
+    plan: Plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Steps between some levels."""
+
+    rows: dict[tuple[float, float], int]
+    """Of each pair of levels."""
+    levels: Levels
+
+    @cached_property
+    def predictor(self) -> Plan:
+        """A call a step."""
+        return Euler().plan(self.levels, _NegatedNoise())
+
+    @cached_property
+    def corrector(self) -> Plan:
+        """Two calls a step, and one of a step that ends at 0."""
+        return Heun().plan(self.levels, _NegatedNoise())
 
 
 class KarrasVeScheduler(AnyFacade):
@@ -102,7 +133,7 @@ class KarrasVeScheduler(AnyFacade):
             raise ValueError(
                 f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf, within [1e-50, 1e50]."
             )
-        self._plans: dict[tuple[float, float], Plan] = {}
+        self._plans: dict[Any, _Raises | _Steps] = {}
         self._draws = 0
         self._times: Any = None
         self._sigmas: Any = None
@@ -161,8 +192,11 @@ class KarrasVeScheduler(AnyFacade):
 
     def _sigma(self, name: str, sigma: Any) -> float:
         """A level as a number, without reading a device where it is an entry of ``schedule``."""
-        kept, position = self._sigmas, None if self._sigmas is None else self._position(sigma, self.schedule)
-        value = as_number(name, sigma) if position is None else float(kept[position])
+        value = sigma
+        if not isinstance(value, float):
+            position = None if self.schedule is None else self._position(value, self.schedule)
+            value = on_host(value) if position is None else float(self._sigmas[position])
+            value = value if isinstance(value, float) else as_number(name, value)
         if not 0 <= value <= 1e100:
             raise ValueError(
                 f"{name}={value}: expected a noise level >= 0, such as an entry of scheduler.schedule."
@@ -195,16 +229,36 @@ class KarrasVeScheduler(AnyFacade):
             raise ValueError(
                 "num_inference_steps=None: the churn of a step depends on it; call set_timesteps first."
             )
-        level, config = self._sigma("sigma", sigma), self.config
-        churn = LateChurnEuler(
+        level = self._sigma("sigma", sigma)
+        raises = self._raises(level)
+        row = raises.rows[level]
+        noise = draw(as_drawn(sample), generator, self._draws)
+        used = noise if raises.plan.stochastic[row] else None
+        moved = update(raises.plan, row, State(sample), sample, used).x
+        self._draws += 1
+        return moved, raises.raised[row]
+
+    def _raises(self, level: float) -> _Raises:
+        """Raises with a row of a level: those of the run, or for any other level its own."""
+        found: Any = self._plans.get("raises")
+        if found is None:
+            found = self._plans["raises"] = self._raised(self._sigmas[::-1])
+        if level not in found.rows:
+            found = self._plans.get(level) or self._keep(level, self._raised(np.asarray([level])))
+        return found
+
+    @property
+    def _churn(self) -> LateChurnEuler:
+        config = self.config
+        return LateChurnEuler(
             config["s_churn"], config["s_min"], config["s_max"], count=self.num_inference_steps
         )
-        raised = level and float(churn.raised(_chain(level, 0.0))[0])
-        found = kind(sample)
-        # diffusers draws in float32 whatever the sample.
-        noise = draw(found.xp.astype(sample, found.xp.float32, copy=False), generator, self._draws)
-        self._draws += 1
-        return mix(sample, noise, 1.0, config["s_noise"] * (raised**2 - level**2) ** 0.5), raised
+
+    @np.errstate(all="ignore")  # a number that overflows is refused by name
+    def _raised(self, levels: Float64) -> _Raises:
+        raised = self._churn.raised(_between(levels, 0.0 * levels)) if levels.all() else levels
+        plan = bare_plan(np.ones(len(levels)), 0.0, self.config["s_noise"] * np.sqrt(raised**2 - levels**2))
+        return _Raises(rows_of(levels), raised.tolist(), plan)
 
     def step(
         self,
@@ -230,17 +284,19 @@ class KarrasVeScheduler(AnyFacade):
         Returns
         -------
         KarrasVeOutput or tuple
-            ``prev_sample`` and ``derivative``, with shape, dtype and device of ``sample_hat``, and ``pred_original_sample``,
-            computed when read.
+            ``prev_sample`` and ``derivative``, with shape, dtype and device of ``sample_hat``, and ``pred_original_sample``;
+            the latter two are computed when read.
 
         Raises
         ------
         ValueError
             If a shape differs, or ``sigma_prev`` is not below ``sigma_hat``.
         """
-        plan = self._plan(sigma_hat, sigma_prev)
-        moved = update(plan, 0, State(sample_hat, (sample_hat,) * 2), model_output)
-        return self._answer(plan, 0, sample_hat, model_output, moved.x, moved.memory[1], return_dict)
+        steps, row = self._steps(sigma_hat, sigma_prev)
+        plan = steps.predictor
+        moved = update(plan, row, State(sample_hat), model_output).x
+        derivative = Lazy(moved_by, _slope(), 0, sample_hat, model_output)
+        return self._answer(plan, row, sample_hat, model_output, moved, derivative, return_dict)
 
     def step_correct(
         self,
@@ -275,24 +331,40 @@ class KarrasVeScheduler(AnyFacade):
         ValueError
             If a shape differs, or ``sigma_prev`` is 0: the last step has no correction.
         """
-        plan = self._plan(sigma_hat, sigma_prev)
-        if len(plan) == 1:
+        steps, row = self._steps(sigma_hat, sigma_prev)
+        plan, row = steps.corrector, 2 * row + 1
+        if row == len(plan):
             raise ValueError(
                 "sigma_prev=0: the model has no level there; leave out the correction of the last step."
             )
         for name, array in (("sample_hat", sample_hat), ("derivative", derivative)):
             matching(sample_prev, array, name)
-        moved = update(plan, 1, State(sample_prev, (sample_hat, derivative)), model_output)
-        return self._answer(plan, 1, sample_prev, model_output, moved.x, derivative, return_dict)
+        moved = update(plan, row, State(sample_prev, (sample_hat, derivative)), model_output)
+        return self._answer(plan, row, sample_prev, model_output, moved.x, derivative, return_dict)
 
-    def _plan(self, sigma_hat: Any, sigma_prev: Any) -> Plan:
-        """Two calls of a step between two levels, or one if it ends at 0."""
+    def _steps(self, sigma_hat: Any, sigma_prev: Any) -> tuple[_Steps, int]:
+        """Steps among which is the one between two levels, and which of them it is."""
         ends = self._sigma("sigma_hat", sigma_hat), self._sigma("sigma_prev", sigma_prev)
-        if ends not in self._plans:
-            if len(self._plans) >= _KEPT:
-                self._plans.clear()
-            self._plans[ends] = Heun().plan(_chain(*ends), _NegatedNoise())
-        return self._plans[ends]
+        found: Any = self._plans.get("steps")
+        if found is None and self._sigmas is not None:
+            found = self._plans["steps"] = self._run()
+        if found is None or ends not in found.rows:
+            found = self._plans.get(ends) or self._keep(ends, _Steps({ends: 0}, _chain(*ends)))
+        return found, found.rows[ends]
+
+    @np.errstate(all="ignore")
+    def _run(self) -> _Steps:
+        """The steps of a run, from each raised level to the next of the schedule."""
+        ends = np.append(self._sigmas[-2::-1], 0.0)
+        raised = self._churn.raised(_between(self._sigmas[::-1], ends))
+        rows = {(float(raised[i]), end): i for end, i in rows_of(ends).items()}
+        return _Steps(rows, _between(raised, ends))
+
+    def _keep(self, key: Any, made: Any) -> Any:
+        if len(self._plans) > MOST_PLANS:
+            self._plans.clear()
+        self._plans[key] = made
+        return made
 
     def _answer(
         self,
@@ -301,12 +373,12 @@ class KarrasVeScheduler(AnyFacade):
         x: Array,
         output: Array,
         moved: Array,
-        derivative: Array,
+        derivative: Any,
         return_dict: bool,
     ) -> Any:
         if not return_dict:
-            return moved, derivative
-        return KarrasVeOutput(moved, derivative, Lazy(lambda: estimate(plan, row, x, output)))
+            return LazyTuple((moved, derivative))
+        return KarrasVeOutput.of((moved, derivative, Lazy(estimate, plan, row, x, output)))
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> NoReturn:
         """Not part of this class, as in diffusers."""
@@ -315,8 +387,16 @@ class KarrasVeScheduler(AnyFacade):
         )
 
 
-_KEPT = 4096
-"""Plans kept for pairs of levels."""
+@cache
+def _slope() -> Plan:
+    """ε̂, at any level."""
+    return bare_plan(0.0, -1.0)
+
+
+def _between(starts: Float64, ends: Float64) -> Levels:
+    """Levels of steps, each with its own two."""
+    one = np.ones(len(starts))
+    return Levels(Level(starts, one, starts), Level(ends, one, ends))
 
 
 def _chain(sigma: float, end: float) -> Levels:

@@ -1,6 +1,7 @@
 """`RePaintScheduler`: inpainting under diffusers' name, config and methods."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -9,13 +10,14 @@ from anystep._array import Array, kind
 from anystep._checks import integer
 from anystep._draw import draw
 from anystep._update import estimate, matching
-from anystep.repaint import check_over, inpaint_step, renoise, undo_step, walk
+from anystep.repaint import check_over, paint, renoise, undo_step, walk
 from anystep.samplers import DDIM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer
-from anystep.schedulers._outputs import RePaintSchedulerOutput
+from anystep.schedulers._facade import answer, as_number
+from anystep.schedulers._outputs import Lazy, RePaintSchedulerOutput
 from anystep.schedulers._remembered import remembered
+from anystep.schedulers._told import on_host
 
 __all__ = ["RePaintScheduler"]
 
@@ -159,19 +161,19 @@ class RePaintScheduler(AlphaFacade):
         ValueError
             If `set_timesteps` was not called, or a shape differs.
         """
-        plan, row = self._plan(DDIM(float(self.eta)), self._told(timestep))
+        plan, row = self._plan(_sampler(float(self.eta)), self._told(timestep))
         matching(sample, model_output, "model_output")  # before a generator has moved on
         kind(original_image, "original_image")
         for name, part in (("original_image", original_image), ("mask", mask)):
             check_over(name, part, sample)
-        noise = [draw(model_output, generator, self._drawn)]
-        if "repaint-shared-noise" in self._corrections and plan.stochastic[row]:
-            noise.append(draw(model_output, generator, self._drawn + 1))
-        used = noise[-1] if plan.stochastic[row] else None
-        moved = inpaint_step(plan, row, sample, model_output, original_image, mask, noise[0], used)
-        self._drawn += len(noise)
+        known_noise, fresh = draw(model_output, generator, self._drawn), None
+        if plan.stochastic[row]:
+            apart = "repaint-shared-noise" in self._corrections
+            fresh = draw(model_output, generator, self._drawn + 1) if apart else known_noise
+        moved = paint(plan, row, sample, model_output, original_image, mask, known_noise, fresh)
+        self._drawn += 1 + (fresh is not None and fresh is not known_noise)
         return answer(
-            RePaintSchedulerOutput, moved, lambda: estimate(plan, row, sample, model_output), return_dict
+            RePaintSchedulerOutput, moved, Lazy(estimate, plan, row, sample, model_output), return_dict
         )
 
     def undo_step(self, sample: Array, timestep: Any, generator: Any = None) -> Array:
@@ -209,8 +211,14 @@ class RePaintScheduler(AlphaFacade):
     def _told(self, timestep: Any) -> int:
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps=None: call set_timesteps(N) before step.")
-        return int(self._number(timestep))
+        if timestep.__class__ is int or isinstance(timestep, np.integer):
+            return int(timestep)
+        position = self._position(timestep, self.timesteps)
+        return int(as_number("timestep", on_host(timestep)) if position is None else self._times[position])
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> NoReturn:
         """Not for training, as in diffusers: `DDPMScheduler.add_noise` is."""
         raise NotImplementedError("RePaintScheduler has no add_noise: train with DDPMScheduler.add_noise.")
+
+
+_sampler = lru_cache(maxsize=64)(DDIM)

@@ -1,11 +1,14 @@
 """`ScoreSdeVeScheduler`: predictor and corrector of the variance-exploding process under diffusers' name, config and methods."""
 
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from anystep._array import Array, Float64, kind, like, namespace
+from anystep._bare import moved_by
 from anystep._checks import MOST_STEPS, integer, number, reals
 from anystep._draw import draw
 from anystep._update import State, matching, update
@@ -16,7 +19,9 @@ from anystep.plan import Plan
 from anystep.samplers.reverse_diffusion import ReverseDiffusion
 from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade, answer
-from anystep.schedulers._outputs import SchedulerOutput, SdeVeOutput
+from anystep.schedulers._outputs import Lazy, SchedulerOutput, SdeVeOutput
+from anystep.schedulers._remembered import remembered
+from anystep.schedulers._told import alike, as_drawn, on_host
 from anystep.spacings.sigma import exponential
 
 __all__ = ["ScoreSdeVeScheduler"]
@@ -71,7 +76,7 @@ class ScoreSdeVeScheduler(AnyFacade):
     _discrete: Float64
     _sigmas: Float64
     _range: tuple[float, float]
-    _plans: dict[ReverseDiffusion, Plan]
+    _plans: dict[str, Plan]
 
     @register_to_config
     def __init__(
@@ -112,6 +117,11 @@ class ScoreSdeVeScheduler(AnyFacade):
         """The sample itself."""
         return sample
 
+    @property
+    def _depends(self) -> Any:
+        return self._range if "sde-ve-sigmas-apart" in self._corrections else None
+
+    @remembered
     def set_timesteps(
         self, num_inference_steps: int, sampling_eps: float | None = None, device: Any = None
     ) -> None:
@@ -181,10 +191,10 @@ class ScoreSdeVeScheduler(AnyFacade):
             raise ValueError(
                 f"sigma_min={low!r}, sigma_max={high!r}: expected 0 < sigma_min < sigma_max < inf, within [1e-50, 1e50]."
             )
-        one = np.asarray([high if "sde-ve-single-step" in self._corrections else low], dtype=np.float64)
-        discrete = one if steps == 1 else exponential(high, low, steps)[::-1]
         sigmas = low * (high / low) ** times
-        return {"_discrete": discrete, "_sigmas": sigmas, "_range": (low, high), "_plans": {}}
+        least = high if steps == 1 and "sde-ve-single-step" in self._corrections else low
+        discrete, plans = _discrete(least, high, steps)
+        return {"_discrete": discrete, "_sigmas": sigmas, "_range": (low, high), "_plans": plans}
 
     def get_adjacent_sigma(self, timesteps: Array, t: Array) -> Array:
         """The level below each index of ``discrete_sigmas``, 0 below the first.
@@ -239,22 +249,23 @@ class ScoreSdeVeScheduler(AnyFacade):
             If a shape differs, or a time known on the host is out of range.
         """
         row = self._row(timestep)
-        plan = self._plan(ReverseDiffusion(last_noise=True))
         matching(sample, model_output, "model_output")  # before a generator has moved on
+        row = int(row[0]) if alike(row, sample) else row
         noise = draw(sample, generator, self._draws)
-        moved = update(plan, row, State(sample), model_output, noise).x
+        moved = update(self._plan("step"), row, State(sample), model_output, noise).x
         self._draws += 1
-        mean = self._plan(ReverseDiffusion(s_noise=0.0))
         return answer(
-            SdeVeOutput, moved, lambda: update(mean, row, State(sample), model_output).x, return_dict
+            SdeVeOutput, moved, Lazy(moved_by, self._plan("mean"), row, sample, model_output), return_dict
         )
 
-    def _plan(self, sampler: ReverseDiffusion) -> Plan:
+    def _plan(self, name: str) -> Plan:
         """A row for every level of ``discrete_sigmas``, largest first."""
-        if sampler not in self._plans:
+        plan = self._plans.get(name)
+        if plan is None:
             sigmas = np.append(self._discrete[::-1], 0.0)
-            self._plans[sampler] = sampler.plan(Levels.chain(sigmas, np.ones_like(sigmas), sigmas), "score")
-        return self._plans[sampler]
+            levels = Levels.chain(sigmas, np.ones_like(sigmas), sigmas)
+            plan = self._plans[name] = _SAMPLERS[name].plan(levels, "score")
+        return plan
 
     def _row(self, timestep: Any) -> Any:
         """Row of the plan: an int, or an integer array of the library of ``timestep``."""
@@ -265,8 +276,11 @@ class ScoreSdeVeScheduler(AnyFacade):
             scale = last / (1 - self._eps)
             shift = 0.5 - self._eps * scale
         position = self._position(timestep, self.timesteps)
-        if position is not None:
-            timestep = self._times[position]
+        timestep = on_host(timestep) if position is None else float(self._times[position])
+        if isinstance(timestep, float) and 0 <= timestep <= 1:
+            row = first - math.floor(timestep * scale + shift)
+            if row >= 0:
+                return row
         if not isinstance(timestep, _HOST):
             xp = kind(timestep, "timestep").xp
             index = xp.astype(xp.floor(timestep * scale + shift), xp.int32)
@@ -310,9 +324,8 @@ class ScoreSdeVeScheduler(AnyFacade):
         ValueError
             If a shape differs.
         """
-        found = kind(matching(sample, model_output, "model_output"))
-        # diffusers draws in float32 whatever the sample.
-        noise = draw(found.xp.astype(sample, found.xp.float32, copy=False), generator, self._draws)
+        matching(sample, model_output, "model_output")
+        noise = draw(as_drawn(sample), generator, self._draws)
         moved = langevin_step(sample, model_output, noise, self.config["snr"])
         self._draws += 1
         return SchedulerOutput(moved) if return_dict else (moved,)
@@ -352,3 +365,13 @@ class ScoreSdeVeScheduler(AnyFacade):
             raise TypeError(
                 f"timesteps={timesteps!r}: expected integers, on the host or of the samples' library."
             )
+
+
+_SAMPLERS = {"step": ReverseDiffusion(last_noise=True), "mean": ReverseDiffusion(s_noise=0.0)}
+
+
+@lru_cache(maxsize=16)
+def _discrete(low: float, high: float, steps: int) -> tuple[Float64, dict[str, Plan]]:
+    """N levels even in log sigma, ascending, and the plans on them, which schedulers that ask for the same share."""
+    sigmas = np.asarray([low]) if steps == 1 else exponential(high, low, steps)[::-1]
+    return sigmas, {}
