@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,18 +40,21 @@ print(seconds, peak)
 
 
 def imports(run: Run) -> Iterator[Record]:
-    """In interpreters begun anew, in turn."""
+    """In interpreters begun anew, in turn, after a round that leaves bytecode, which installed packages have."""
     names = [name for name in IMPORTS if not run.quick or "numpy" in name or "anystep" in name]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(3 if run.quick else 9):
-        run.tick("imports")
-        for name in names:
-            command = [sys.executable, "-c", _IMPORTED.format(IMPORTS[name])]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            time, peak = map(float, done.stdout.split())
-            seconds[name].append(time)
-            peaks[name].append(peak / 1024)
+    with tempfile.TemporaryDirectory() as bytecode:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
+        for i in range(4 if run.quick else 10):
+            run.tick("imports")
+            for name in names:
+                command = [sys.executable, "-c", _IMPORTED.format(IMPORTS[name])]
+                done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+                time, peak = map(float, done.stdout.split())
+                if i:
+                    seconds[name].append(time)
+                    peaks[name].append(peak / 1024)
     for name in names[1:]:
         ratios = [a / b for a, b in zip(seconds[name], seconds["numpy"], strict=True)]
         yield Record(

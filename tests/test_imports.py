@@ -25,6 +25,8 @@ HEAVY = (
     "hypothesis",
     "pytest",
 )
+ONLY_LATER = {"array_api_compat", "difflib", "hashlib", "json", "logging", "pathlib", "secrets"}
+"""What a program that makes a facade on NumPy does without, or gets with its first array."""
 FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy")
 
 LOADED = """
@@ -85,6 +87,12 @@ def test_import_loads_nothing_heavy():
 def test_import_of_every_public_name_loads_nothing_heavy():
     found = loaded("import anystep", "for name in anystep.__all__: getattr(anystep, name)")
     assert found.isdisjoint(HEAVY), found & set(HEAVY)
+
+
+def test_a_facade_loads_what_files_errors_and_warnings_need_with_them():
+    found = loaded("from anystep import DDIMScheduler") - loaded("import numpy")
+    assert found.isdisjoint(ONLY_LATER), found & ONLY_LATER
+    assert "dataclasses" in found
 
 
 def test_the_check_can_fail():

@@ -10,11 +10,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from array_api_compat import array_namespace, device  # pyright: ignore[reportUnknownVariableType]
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    import numpy.typing as npt
 
 __all__ = [
     "Array",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Array: TypeAlias = Any
-Float64: TypeAlias = npt.NDArray[np.float64]
+Float64: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
 
 class Kind(NamedTuple):
@@ -86,6 +86,8 @@ def namespace(*xs: Array) -> Any:
     """
     if len(xs) == 1 and type(xs[0]) in _NAMESPACES:
         return _NAMESPACES[type(xs[0])]
+    from array_api_compat import array_namespace  # with the first array, as is what it loads for its library
+
     try:
         found = array_namespace(*xs)
         if len(xs) == 1:
@@ -103,10 +105,14 @@ def place(x: Array) -> Any:
 
     None lets JAX put it wherever ``x`` is, also while tracing.
     """
-    return None if type(x).__module__.startswith("jax") else device(x)
+    if type(x).__module__.startswith("jax"):
+        return None
+    from array_api_compat import device  # pyright: ignore[reportUnknownVariableType]
+
+    return device(x)
 
 
-def like(values: npt.ArrayLike, x: Array, dtype: Any = None) -> Array:
+def like(values: "npt.ArrayLike", x: Array, dtype: Any = None) -> Array:
     """Host values as an array of the library and on the device of ``x``.
 
     ``dtype`` defaults to the working dtype.
@@ -128,7 +134,7 @@ def expand(coefficients: Array, x: Array) -> Array:
     return xp.reshape(coefficients, tuple(coefficients.shape) + (1,) * (x.ndim - coefficients.ndim))
 
 
-def host(x: Array | Sequence[float] | float) -> npt.NDArray[Any]:
+def host(x: Array | Sequence[float] | float) -> "npt.NDArray[Any]":
     """Values on the host as a NumPy array; reads device memory, so never called inside a step."""
     if isinstance(x, np.ndarray | np.generic | int | float | list | tuple | range):
         return np.asarray(x)  # pyright: ignore[reportUnknownArgumentType]

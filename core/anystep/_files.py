@@ -1,7 +1,6 @@
 """Writing files whole or not at all."""
 
 import os
-import secrets
 from pathlib import Path
 
 __all__ = ["write_atomically"]
@@ -10,7 +9,7 @@ __all__ = ["write_atomically"]
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or leave what was there: a new file beside it, synced, then renamed over it."""
     target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    unfinished = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
     try:
         # Created with the mode that the umask leaves, as any other new file.
         handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from anystep._files import write_atomically
 from anystep.thresholding import Threshold
 
-__all__ = ["checked", "from_npz", "from_text", "to_npz", "to_text"]
+__all__ = ["checked", "from_npz", "from_text", "read", "to_npz", "to_text", "write"]
 
 FORMAT = "anystep plan 1"
 
@@ -49,6 +52,18 @@ def from_npz(name: Any, data: bytes) -> dict[str, Any]:
     except Exception as error:  # zipfile, zlib and NumPy each have errors of their own for a damaged archive
         raise ValueError(f"{name}: not a plan ({error}); expected a file of Plan.save.") from error
     return found
+
+
+def write(path: str | os.PathLike[str], tables: Tables, threshold: Threshold | None) -> None:
+    """Write a ``.npz`` file, or JSON under any other name, whole or not at all."""
+    packed = Path(path).suffix == ".npz"
+    write_atomically(path, to_npz(tables, threshold) if packed else to_text(tables, threshold).encode())
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """What `write` wrote, unchecked."""
+    data = Path(path).read_bytes()
+    return from_npz(path, data) if Path(path).suffix == ".npz" else from_text(data)
 
 
 def checked(found: Any, names: Iterable[str]) -> tuple[list[npt.NDArray[Any]], Threshold | None]:

@@ -4,21 +4,17 @@ Names, JSON format and the rules for handing a config on are those of diffusers 
 """
 
 import copy
-import difflib
 import functools
 import inspect
-import json
-import logging
 import os
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
 from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 
-from anystep.schedulers import _mixin as files
+from anystep.schedulers._mixin import ConfigFiles, find_class, unshared
 
 __all__ = ["ConfigMixin", "FrozenConfigError", "FrozenDict", "register_to_config"]
 
@@ -26,7 +22,6 @@ __all__ = ["ConfigMixin", "FrozenConfigError", "FrozenDict", "register_to_config
 _DIFFUSERS_VERSION = "0.42.1"
 _NOT_SAVED = {"_use_default_values", "_ignore_files", "_pre_quantization_dtype"}
 _Dict = dict[str, Any]
-logger = logging.getLogger(__name__)
 
 
 class FrozenConfigError(TypeError, AttributeError):
@@ -128,13 +123,15 @@ def _bound(signature: inspect.Signature, self: Any, args: Any, kwargs: dict[str,
     try:
         return signature.bind(self, *args, **kwargs).arguments
     except TypeError as error:
+        import difflib
+
         names = list(signature.parameters)[1:]
         close = difflib.get_close_matches(next((k for k in kwargs if k not in names), ""), names, n=1)
         hint = f": did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"{type(self).__name__}() {error}{hint} It takes {', '.join(names)}.") from None
 
 
-class ConfigMixin(files.ConfigFiles):
+class ConfigMixin(ConfigFiles):
     """Base of classes that have a config.
 
     A subclass sets `config_name`, the name of its file, and decorates `__init__` with `register_to_config`. What
@@ -180,7 +177,7 @@ class ConfigMixin(files.ConfigFiles):
 
     @_internal_dict.setter
     def _internal_dict(self, config: Mapping[str, Any]) -> None:
-        attributes, before = self.__dict__, files.unshared(self.__dict__)
+        attributes, before = self.__dict__, unshared(self.__dict__)
         attributes["_internal_dict"] = FrozenDict(config)
         try:
             self._vetted()
@@ -245,11 +242,16 @@ class ConfigMixin(files.ConfigFiles):
         known = {k: v for k, v in config.items() if k not in foreign and not k.startswith("_")}
         init = {key: kwargs.pop(key, known.get(key)) for key in expected if key in kwargs or key in known}
         unknown = {key: value for key, value in known.items() if key not in init}
-        if unknown:
-            text = "The config attributes %s were passed to %s, which does not take them. Check %s."
-            logger.warning(text, sorted(unknown)[:32], cls.__name__, cls.config_name)
-        if missing := sorted(expected - init.keys()):
-            logger.info("%s was not found in the config: default values are taken.", missing)
+        missing = sorted(expected - init.keys())
+        if unknown or missing:
+            import logging
+
+            logger = logging.getLogger(__name__)
+            if unknown:
+                text = "The config attributes %s were passed to %s, which does not take them. Check %s."
+                logger.warning(text, sorted(unknown)[:32], cls.__name__, cls.config_name)
+            if missing:
+                logger.info("%s was not found in the config: default values are taken.", missing)
         hidden = {key: value for key, value in config.items() if key not in init}
         return init, {**unknown, **kwargs}, hidden
 
@@ -260,7 +262,7 @@ class ConfigMixin(files.ConfigFiles):
             raise ValueError(f"_class_name={maker!r}: expected the name of a class.")
         relatives: list[type] = cast(Any, cls)._get_compatibles() if cls.has_compatibles else []
         keys = set[str]().union(*map(cls._get_init_keys, relatives)) - cls._get_init_keys(cls)
-        found = files.find_class(cls, maker) if isinstance(maker, str) and maker != cls.__name__ else None
+        found = find_class(cls, maker) if isinstance(maker, str) and maker != cls.__name__ else None
         if found is not None and issubclass(found, ConfigMixin):
             keys |= cls._get_init_keys(found) - expected
         return keys | {"quantization_config"}
@@ -276,29 +278,18 @@ class ConfigMixin(files.ConfigFiles):
 
     def to_json_string(self) -> str:
         """Return the text of the config's file; TypeError, naming the key, if a value has no JSON form."""
+        from anystep.schedulers._config_files import dump, parse
+
         record = self._record()
         for key, value in record.items():
             try:
-                files.parse(_dump({key: value}))  # what could not be read back is not written
+                parse(dump({key: value}))  # what could not be read back is not written
             except (TypeError, ValueError, RecursionError) as error:
                 raise TypeError(f"{key}={reprlib.repr(value)} cannot be saved as JSON: {error}.") from error
-        return _dump(record)
+        return dump(record)
 
     def __repr__(self) -> str:
         try:
             return f"{type(self).__name__} {self.to_json_string()}"
         except TypeError:
             return f"{type(self).__name__} {self._record()}"
-
-
-def _dump(record: Mapping[str, Any]) -> str:
-    """JSON as diffusers formats it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, PurePath):
-            return value.as_posix()
-        if callable(getattr(value, "tolist", None)):  # arrays and their scalars
-            return value.tolist()
-        raise TypeError(f"it is a {type(value).__name__}")
-
-    return json.dumps(record, indent=2, sort_keys=True, default=plain) + "\n"

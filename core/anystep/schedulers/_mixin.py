@@ -1,44 +1,24 @@
 """What schedulers share besides their config: its file, the Hub, related classes, copies.
 
-A config file is input from strangers: it is parsed as data, within limits, and nothing in it is ever run.
+What reads and writes files is imported where it is used: most programs do neither.
 """
 
 import copy
-import importlib
-import json
-import logging
 import os
-import re
 import sys
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
-from anystep._files import write_atomically
-
 __all__ = ["SCHEDULER_CONFIG_NAME", "KarrasDiffusionSchedulers", "SchedulerMixin"]
 
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
-_HUB_OPTIONS = (
-    "cache_dir", "local_dir", "local_dir_use_symlinks", "force_download", "proxies", "token",
-    "local_files_only", "revision", "user_agent",
-)  # fmt: skip
-_MAX_BYTES, _MAX_DEPTH = 16 * 2**20, 32
-_REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_ADVICE = {
-    "RepositoryNotFoundError": "there is no such repository, or no access to it: check the name, pass token=... .",
-    "RevisionNotFoundError": "there is no such revision: pass revision= a branch, a tag or a commit.",
-    "LocalEntryNotFoundError": "it is not in the cache, and the Hub was not reached: check the network.",
-    "EntryNotFoundError": "the repository has no such file: pass subfolder=... if it is in a folder.",
-}
 _MUTABLE: Any = (list, dict, set, deque, bytearray)
 _Path = str | os.PathLike[str]
-logger = logging.getLogger(__name__)
 
 KarrasDiffusionSchedulers = Enum(
     "KarrasDiffusionSchedulers",
@@ -69,9 +49,11 @@ class ConfigFiles:
         """
         if cls.config_name is None:
             raise ValueError(f"{cls.__name__}.config_name is None: name the file to load.")
-        path = _locate(pretrained_model_name_or_path, cls.config_name, kwargs)
-        config, commit = _read(path), re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-        extra = [kwargs] * bool(return_unused_kwargs) + [commit and commit[1]] * bool(return_commit_hash)
+        from anystep.schedulers import _config_files as files
+
+        path = files.locate(pretrained_model_name_or_path, cls.config_name, kwargs)
+        config = files.read(path)
+        extra = [kwargs] * bool(return_unused_kwargs) + [files.commit_of(path)] * bool(return_commit_hash)
         return (config, *extra) if extra else config
 
     @classmethod
@@ -82,6 +64,8 @@ class ConfigFiles:
 
     def to_json_file(self, json_file_path: _Path) -> None:
         """Write the config to a file, which is replaced whole."""
+        from anystep._files import write_atomically
+
         write_atomically(json_file_path, cast(Any, self).to_json_string().encode())
 
     def save_config(self, save_directory: _Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -91,6 +75,10 @@ class ConfigFiles:
         `SchedulerMixin.push_to_hub`. Raises AssertionError if `save_directory` is a file, as diffusers does, and
         TypeError, before anything is written, if a value has no JSON form.
         """
+        from pathlib import Path
+
+        from anystep._files import write_atomically
+
         this, folder = cast(Any, self), Path(save_directory)
         text = this.to_json_string()
         if folder.is_file():
@@ -158,7 +146,9 @@ class SchedulerMixin:
         subfolder: str | None = None,
     ) -> Any:
         """Upload `scheduler_config.json` alone; the repository is made if missing. Options for weights do nothing."""
-        text, folder, hub = cast(Any, self).to_json_string(), _inside(subfolder), _hub()
+        from anystep.schedulers import _config_files as files
+
+        text, folder, hub = cast(Any, self).to_json_string(), files.inside(subfolder), files.hub()
         path = f"{folder}/{self.config_name}" if folder else self.config_name
         message = commit_message or "Upload scheduler"
         options = {"commit_message": message, "create_pr": create_pr, "token": token}
@@ -200,89 +190,3 @@ def find_class(cls: type, name: str) -> type | None:
     packages = (cls.__module__.partition(".")[0], __name__.partition(".")[0])
     found = (getattr(sys.modules.get(package), name, None) for package in packages)
     return next((each for each in found if isinstance(each, type)), None)
-
-
-def _locate(source: Any, name: str, kwargs: dict[str, Any]) -> str:
-    """Path of the file `name` that a file, folder or repository stands for; takes its options out of `kwargs`."""
-    subfolder = _inside(kwargs.pop("subfolder", None))
-    options = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
-    if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"pretrained_model_name_or_path={source!r}: expected a file, folder or repository.")
-    path = str(cast(Any, source))
-    if os.path.isfile(path):
-        return path
-    if os.path.isdir(path):
-        wanted, fallback = os.path.join(path, subfolder, name), os.path.join(path, name)
-        if os.path.isfile(wanted):
-            return wanted
-        if os.path.isfile(fallback):
-            logger.warning("%s does not exist: %s is read instead.", wanted, fallback)
-            return fallback
-        raise FileNotFoundError(f"{wanted!r} does not exist: pass a folder that holds {name}.")
-    if _REPOSITORY.fullmatch(path):
-        return _download(path, name, subfolder, options)
-    what = "is neither an existing file or folder nor a repository: pass a folder that holds"
-    raise FileNotFoundError(f"pretrained_model_name_or_path={path!r} {what} {name}, or 'owner/name'.")
-
-
-def _inside(subfolder: Any) -> str:
-    """A subfolder that cannot lead out of its folder, by the rules of any system; "" for none."""
-    text = str(subfolder or "")
-    parts = PureWindowsPath(text)
-    if parts.anchor or ".." in parts.parts or "\0" in text:
-        raise ValueError(f"subfolder={text!r}: expected a relative path without '..', such as 'scheduler'.")
-    return text
-
-
-def _hub() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ImportError('The Hub needs huggingface_hub: pip install "anystep[hub]".') from error
-
-
-def _download(repo_id: str, name: str, subfolder: str, options: Mapping[str, Any]) -> str:
-    """Path of the cached file; any failure is an OSError."""
-    download = _hub().hf_hub_download
-    try:
-        return str(download(repo_id, filename=name, subfolder=subfolder or None, **options))
-    except Exception as error:
-        known = [_ADVICE[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ADVICE]
-        advice = known[0] if known else f"{type(error).__name__}: {error}"
-        raise OSError(f"Could not load {name} of {repo_id!r} from the Hub: {advice}") from error
-
-
-def _read(path: str) -> dict[str, Any]:
-    """The object in a JSON file; OSError for anything else."""
-    with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    try:
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
-        return parse(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise OSError(f"{path!r} is not a config: {error}. Expected what save_pretrained writes.") from error
-
-
-def parse(text: str) -> dict[str, Any]:
-    """A JSON object with no key twice, no NaN, and little nesting; ValueError or RecursionError otherwise."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(pairs)
-        if len(record) < len(pairs):
-            raise ValueError(f"it has {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
-        return record
-
-    def infinity(name: str) -> float:
-        if name == "NaN":
-            raise ValueError("it has a NaN")
-        return float(name)
-
-    def depth(value: Any) -> int:
-        children: Any = [*value.values()] if type(value) is dict else value
-        return 1 + max(map(depth, children), default=0) if type(children) is list else 0
-
-    record = json.loads(text, object_pairs_hook=unique, parse_constant=infinity)
-    if not isinstance(record, dict) or depth(record) > _MAX_DEPTH:
-        raise ValueError(f"it is not an object of at most {_MAX_DEPTH} levels")
-    return cast(dict[str, Any], record)

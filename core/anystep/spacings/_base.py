@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from anystep._checks import integer
 from anystep.levels import Level, Levels
 from anystep.schedules import Schedule
 
-__all__ = ["Spacing", "check_steps", "final_level"]
+__all__ = ["Spacing", "final_level"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,3 @@ def final_level(schedule: Schedule, final: str | float) -> Level:
     if isinstance(final, str) or not final >= 0:
         raise ValueError(f"final={final!r}: expected 'zero', 'sigma_min' or a karras_sigma.")
     return schedule.at(final)
-
-
-def check_steps(steps: int | None, train_timesteps: int | None = None) -> int:
-    """The number of steps as an int in [1, T]."""
-    return integer("steps", steps, 1, train_timesteps, "the number of training timesteps")

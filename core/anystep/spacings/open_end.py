@@ -6,7 +6,7 @@ As the authors of DPM-Solver space their multistep methods; no published equatio
 import numpy as np
 
 from anystep._array import Float64
-from anystep.spacings._base import check_steps
+from anystep.spacings._timesteps import check_steps
 from anystep.spacings.flow import shift_flow
 
 __all__ = ["open_flow", "open_flow_down", "open_leading", "open_linspace", "open_trailing"]

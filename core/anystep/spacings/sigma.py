@@ -8,7 +8,8 @@ import numpy as np
 from anystep._array import Float64
 from anystep.levels import Level
 from anystep.schedules import Schedule
-from anystep.spacings._base import Spacing, check_steps
+from anystep.spacings._base import Spacing
+from anystep.spacings._timesteps import check_steps
 
 __all__ = ["Beta", "Exponential", "Karras", "Lu", "SigmaSpacing", "beta", "exponential", "karras", "lu"]
 
