@@ -114,7 +114,7 @@ MUTANTS = [
     ),
     Mutant(
         "subfolder-leads-out",
-        "schedulers/_mixin.py",
+        "schedulers/_config_files.py",
         'if parts.anchor or ".." in parts.parts or',
         "if parts.anchor or",
         ("test_fuzz.py::test_paths_lead_nowhere_else",),
@@ -239,6 +239,27 @@ MUTANTS = [
         "m * one + (1.0 - m) * other",
         "m * other + (1.0 - m) * one",
         ("test_repaint.py::test_masks_broadcast_and_may_be_boolean_or_soft",),
+    ),
+    Mutant(
+        "inpainting-known-above",
+        "_inpainting.py",
+        "bare_plan(self.plan.alpha[1:], self.plan.sigma[1:])",
+        "bare_plan(self.plan.alpha[:-1], self.plan.sigma[:-1])",
+        ("test_repaint.py::test_the_fused_step_is_the_plain_one",),
+    ),
+    Mutant(
+        "inpainting-bound-block-by-block",
+        "_inpainting.py",
+        "whole = size < LARGE or not isinstance(parts.plan.threshold, Clip | None)",
+        "whole = size < LARGE",
+        ("test_repaint.py::test_the_fused_step_is_the_plain_one",),
+    ),
+    Mutant(
+        "inpainting-program-mask-inverted",
+        "_inpainting.py",
+        "kept * known + (1.0 - kept) * unknown",
+        "kept * unknown + (1.0 - kept) * known",
+        ("test_repaint.py::test_the_fused_step_is_the_plain_one[jax-float32-None-small]",),
     ),
     # ------------------------------------------------------------------ predictions
     Mutant(
@@ -400,21 +421,21 @@ MUTANTS = [
     # ------------------------------------------------------------------ spacings
     Mutant(
         "trailing-off-by-one",
-        "spacings/time.py",
+        "spacings/_timesteps.py",
         "-stride)[:steps]) - 1",
         "-stride)[:steps])",
         ("test_spacings.py::test_trailing", "test_spacings.py::test_published_timesteps"),
     ),
     Mutant(
         "trailing-one-too-many",
-        "spacings/time.py",
+        "spacings/_timesteps.py",
         "-stride)[:steps]) - 1",
         "-stride)) - 1",
         ("test_spacings.py::test_trailing_beside_diffusers",),
     ),
     Mutant(
         "leading-drops-offset",
-        "spacings/time.py",
+        "spacings/_timesteps.py",
         "np.arange(steps)[::-1] * stride + offset",
         "np.arange(steps)[::-1] * stride",
         ("test_spacings.py::test_leading",),
@@ -492,8 +513,8 @@ MUTANTS = [
     Mutant(
         "flow-noising-at-the-begin-index-only",
         "schedulers/_flow.py",
-        "sigmas[self._begin_index if self._run.index is None else self._run.index]",
-        "sigmas[self._begin_index]",
+        "float(sigmas[self._standing])",
+        "float(sigmas[self._begin_index])",
         ("test_parity_flow_match_euler.py::test_scale_noise",),
     ),
     Mutant(
@@ -719,15 +740,15 @@ MUTANTS = [
     Mutant(
         "phi-cancels",
         "samplers/_phi.py",
-        "np.abs(points) < 1.5 * (k - 1)",
-        "np.abs(points) < 0.01 * (k - 1)",
+        "size < 1.5 * (k - 1)",
+        "size < 0.01 * (k - 1)",
         ("test_dpm_solver.py::test_phi_to_a_few_ulp",),
     ),
     Mutant(
         "dpm-half-of-the-third-order",
         "samplers/dpm_solver.py",
-        "size * h**3 * phi(3, z)",
-        "size * h**3 * phi(3, z) / 2",
+        "size * h**3 * phi_3",
+        "size * h**3 * phi_3 / 2",
         (
             "test_dpm_solver.py::test_coefficients_are_the_papers_integrals",
             "test_dpm_solver.py::test_order_of_convergence",
@@ -737,8 +758,8 @@ MUTANTS = [
     Mutant(
         "dpm-whole-step-for-the-midpoint",
         "samplers/dpm_solver.py",
-        "phi(1, z) / 2, phi(2, z)",
-        "phi(1, z), phi(2, z)",
+        "phi(1, z)[0] / 2 if midpoint",
+        "phi(1, z)[0] if midpoint",
         (
             "test_dpm_solver.py::test_coefficients_are_the_papers_integrals",
             "test_dpm_solver.py::test_order_of_convergence",
@@ -757,8 +778,8 @@ MUTANTS = [
     Mutant(
         "dpm-divides-by-equal-levels",
         "samplers/dpm_solver.py",
-        "near = np.where(near == 0, np.inf, near)",
-        "near = np.where(near == 0, 1.0, near)",
+        "(orders[j:] > j) & (width != 0)",
+        "(orders[j:] > j)",
         ("test_dpm_solver.py::test_a_step_between_equal_levels_changes_nothing",),
     ),
     Mutant(
@@ -781,8 +802,8 @@ MUTANTS = [
     Mutant(
         "dpm-late-run-has-a-history",
         "schedulers/dpmsolver_multistep.py",
-        "else index - self.lower_order_nums",
-        "else 0",
+        "return 0 if index >= whole <= held else index - held",
+        "return 0",
         (
             "test_parity_dpmsolver_multistep.py::test_loop",
             "test_parity_dpmsolver_multistep.py::test_loop_in_float64",
@@ -808,22 +829,22 @@ MUTANTS = [
     Mutant(
         "unipc-third-for-a-half",
         "samplers/unipc.py",
-        "self._b[i] / 2]",
-        "self._b[i] / 3]",
+        "self._b / 2, second)",
+        "self._b / 3, second)",
         ("test_unipc.py::test_rows_are_the_papers", "test_unipc.py::test_unip_2_bh2_is_dpm_solver_2m"),
     ),
     Mutant(
         "unipc-steps-from-the-predicted-sample",
         "samplers/unipc.py",
-        "row[0] = carry * corrected",
-        "row[0, X] = carry",
+        "steps.carry[:, None] * start",
+        "steps.carry[:, None] * (np.arange(4 + count) == X)",
         ("test_unipc.py::test_the_loop_of_the_paper", "test_unipc.py::test_order_with_the_corrector"),
     ),
     Mutant(
         "unipc-skips-the-wrong-correction",
         "samplers/unipc.py",
-        "i - 1 not in self.skip_corrector",
-        "i not in self.skip_corrector",
+        "[step + 1 for step in",
+        "[step for step in",
         (
             "test_unipc.py::test_skipped_steps_keep_the_predicted_sample",
             "test_parity_unipc_multistep.py::test_loop",
@@ -832,15 +853,15 @@ MUTANTS = [
     Mutant(
         "unipc-nodes-of-the-step-after",
         "samplers/unipc.py",
-        "back += self._h[i - k]",
-        "back += self._h[i - k + 1]",
+        "back[k:] += self._h[:-k]",
+        "back[k:] += self._h[1 : len(back) + 1 - k]",
         ("test_unipc.py::test_rows_are_the_papers", "test_unipc.py::test_order_of_the_predictor"),
     ),
     Mutant(
         "unipc-grows-where-it-decays",
         "samplers/unipc.py",
-        "phi(k + 1, -h)",
-        "phi(k + 1, h)",
+        "phi(count, -h)",
+        "phi(count, h)",
         (
             "test_unipc.py::test_rows_are_the_papers",
             "test_unipc.py::test_constant_estimates_land_on_the_next_level",
@@ -849,12 +870,16 @@ MUTANTS = [
     Mutant(
         "unipc-counts-two-estimates-of-one-level",
         "samplers/unipc.py",
-        "np.isfinite(u) and u not in found",
-        "np.isfinite(u)",
-        (
-            "test_unipc.py::test_a_step_between_equal_levels_changes_nothing",
-            "test_unipc.py::test_one_estimate_a_step_is_ddim",
-        ),
+        "np.isfinite(inverse) & (found[: k - 1] != inverse).all(axis=0)",
+        "np.isfinite(inverse)",
+        ("test_unipc.py::test_a_step_between_equal_levels_changes_nothing",),
+    ),
+    Mutant(
+        "unipc-counts-an-estimate-of-the-same-level",
+        "samplers/unipc.py",
+        "& np.isfinite(inverse) &",
+        "&",
+        ("test_unipc.py::test_one_estimate_a_step_is_ddim",),
     ),
     Mutant(
         "unipc-late-run-has-a-history",
@@ -947,21 +972,21 @@ MUTANTS = [
     Mutant(
         "fused-ratio-of-the-largest",
         "backends/anystep_backends/_torch_fused.py",
-        "others = [(k, value / c) for k, value in row.terms if k != p]",
-        "others = [(k, value) for k, value in row.terms if k != p]",
+        "others = [(k, value / c) for k, value in rest if k != pivot]",
+        "others = [(k, value) for k, value in rest if k != pivot]",
         ("test_fused.py::test_close_to_the_plain_path",),
     ),
     Mutant(
         "fused-into-the-sample-first",
         "backends/anystep_backends/_torch_fused.py",
-        "total = torch.add(arrays[p], arrays[first], alpha=ratio)",
-        "total = torch.add(arrays[p].bfloat16().float(), arrays[first], alpha=ratio)",
+        'writer(f"u = add({v}, v{first}, alpha={number(ratio)})")',
+        'writer(f"u = add({v}.bfloat16().float(), v{first}, alpha={number(ratio)})")',
         ("test_fused.py::test_a_float32_trajectory_is_as_exact_as_float64_sums",),
     ),
     Mutant(
         "fused-writes-to-a-kept-sample",
         "backends/anystep_backends/_fused.py",
-        "keeps = any(one == 0 for one in others if isinstance(one, int))",
+        "keeps = any(one == 0 for _, one in others)",
         "keeps = False",
         ("test_fused.py::test_donated_memory",),
     ),
@@ -982,9 +1007,30 @@ MUTANTS = [
     Mutant(
         "half-precision-not-widened",
         "backends/anystep_backends/_torch_fused.py",
-        "wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)",
-        "wide(arrays, None)",
+        "return whole([array.float() if k in reads else array for k, array in enumerate(arrays)])",
+        "return whole(arrays)",
         ("test_fused.py::test_half_precision_is_rounded_once",),
+    ),
+    Mutant(
+        "half-precision-over-a-kept-sample",
+        "backends/anystep_backends/_torch_fused.py",
+        "over = donate and 0 not in moves.values()",
+        "over = donate",
+        ("test_fused.py::test_donated_memory",),
+    ),
+    Mutant(
+        "chain-drops-what-is-left",
+        "backends/anystep_backends/_chained.py",
+        "ROUNDING = 1e-13",
+        "ROUNDING = 1e-2",
+        ("test_fused.py::test_close_to_the_plain_path",),
+    ),
+    Mutant(
+        "chain-of-unlike-outputs",
+        "backends/anystep_backends/_chained.py",
+        "_substitute(table, whole, output, made, states + made)",
+        "_substitute(table, whole, output, made, states + made - 1)",
+        ("test_fused.py::test_close_to_the_plain_path",),
     ),
     Mutant(
         "concatenated-noise-in-a-memory",
@@ -1067,14 +1113,14 @@ MUTANTS = [
     Mutant(
         "heun-slope-not-halved",
         "samplers/heun.py",
-        "(nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2",
-        "(nxt.sigma_t[i] - carry * cur.sigma_t[i]) / 2.002",
+        "(nxt.sigma_t - carry * cur.sigma_t) / 2",
+        "(nxt.sigma_t - carry * cur.sigma_t) / 2.002",
         ("test_sde_samplers.py::test_heun_is_algorithm_2",),
     ),
     Mutant(
         "heun-churn-in-the-middle",
         "samplers/heun.py",
-        "last = np.append(step[1:] != step[:-1], True)",
+        "last = np.append(~second[1:], True)",
         "last = ~second",
         ("test_sde_samplers.py::test_heun_is_algorithm_2",),
     ),
@@ -1088,9 +1134,37 @@ MUTANTS = [
     Mutant(
         "langevin-step-not-doubled",
         "langevin.py",
-        "step = ratio * ratio * (2.0 * alpha)",
-        "step = ratio * ratio * alpha",
+        "expand(root * root * 0.5, x)",
+        "expand(root * root * 0.25, x)",
         ("test_sde_samplers.py::test_langevin_is_algorithm_4_and_5",),
+    ),
+    Mutant(
+        "karras-ve-raise-forgets-squares",
+        "schedulers/karras_ve.py",
+        "np.sqrt(raised**2 - levels**2)",
+        "(raised - levels)",
+        ("test_parity_sde.py::test_loop_in_float64",),
+    ),
+    Mutant(
+        "karras-ve-corrects-the-next-step",
+        "schedulers/karras_ve.py",
+        "plan, row = steps.corrector, 2 * row + 1",
+        "plan, row = steps.corrector, row + 1",
+        ("test_parity_sde.py::test_loop_in_float64",),
+    ),
+    Mutant(
+        "rounded-to-nothing-is-a-level",
+        "schedulers/_told.py",
+        "near = np.flatnonzero(np.abs(rounded - values) <= 1e-6 * np.abs(values))",
+        "near = np.arange(len(values))",
+        ("test_sde_facades.py::test_karras_ve_at_no_level",),
+    ),
+    Mutant(
+        "sde-vp-forgets-the-sample",
+        "schedulers/sde_vp.py",
+        "bare_plan(1 + growth, slope, std)",
+        "bare_plan(growth, slope, std)",
+        ("test_sde_facades.py::test_sde_vp_at_times_of_a_run_and_at_any_others",),
     ),
     Mutant(
         "euler-maruyama-noise-forgets-width",

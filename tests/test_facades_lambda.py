@@ -109,7 +109,7 @@ def test_tables_are_handed_out_in_the_library_asked_for(cls, config):
 
 def state(scheduler):
     kept = {k: v for k, v in vars(scheduler).items() if k != "_plans"}
-    kept["_run"] = (scheduler._run.index, tuple(map(id, scheduler._run.memory or ())))
+    kept["_run"] = (scheduler._run[0], tuple(map(id, scheduler._run[1] or ())))
     kept["model_outputs"] = tuple(map(id, scheduler.model_outputs))
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in kept.items()}
 

@@ -99,7 +99,7 @@ def test_the_estimate_is_computed_only_when_it_is_read(monkeypatch):
 
 def state(scheduler):
     kept = {k: v for k, v in vars(scheduler).items() if k not in ("_plans", "is_scale_input_called")}
-    kept["_run"] = (scheduler._run.index, tuple(map(id, scheduler._run.memory or ())))
+    kept["_run"] = (scheduler._run[0], tuple(map(id, scheduler._run[1] or ())))
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in kept.items()}
 
 
@@ -140,7 +140,7 @@ def test_too_many_steps_are_refused_and_change_nothing(cls):
             scheduler.step(X, 0.0, X)
         assert scheduler.step_index == len(scheduler.timesteps)
     scheduler.set_timesteps(2)
-    assert scheduler.step_index is None and scheduler._run.memory is None
+    assert scheduler.step_index is None and scheduler._run[1] is None
 
 
 @each

@@ -1,6 +1,7 @@
 """The fused steps: within 1 eps Σ|c v| of the plain path, as exact as float64 sums rounded once, and with no kernel too many."""
 
 import contextlib
+import itertools
 import pickle
 import threading
 
@@ -172,12 +173,14 @@ def test_donated_memory(name, monkeypatch):
         DDIM().plan(Leading().levels(SUBJECTS[0].schedule, 4), "epsilon"),
         *(random_plan(1, 1, 1, seed=s) for s in range(6)),
     ):
-        for size in (12, 2**19 + 5):
-            state, m, noise = arrays_of(plan, entry, "float32", (1, size))
+        for size, dtype in itertools.product(
+            (12, 2**19 + 5), ("float32", "bfloat16")[: 1 + (name == "torch")]
+        ):
+            state, m, noise = arrays_of(plan, entry, dtype, (1, size))
             noise = noise if plan.stochastic[0] else None
             before = [np.array(entry.read(v)) for v in (m, *state.memory, *(noise or []))]
             expected = update(plan, 0, state, m, noise)
-            x = entry.make(np.array(entry.read(state.x)))
+            x = entry.array(np.array(entry.read(state.x)), dtype)
             address = x.ctypes.data if name == "numpy" else x.data_ptr() if name == "torch" else None
             found = update(plan, 0, State(x, state.memory), m, noise, donate=True)
             kept = any(isinstance(one, int) and one == 0 for one in plan.outputs(0))

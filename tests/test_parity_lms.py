@@ -207,7 +207,7 @@ def test_history_is_bounded():
     ours.set_timesteps(20)
     for t in ours.timesteps:
         x = ours.step(torch.tanh(ours.scale_model_input(x, t)), t, x).prev_sample
-        assert len(ours._run.memory) <= 4
+        assert len(ours._run[1]) <= 4
 
 
 # --- coefficients ---

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 from anystep import Plan, State
 from anystep._combination import Row
 from anystep._update import state_of
 
-__all__ = ["Combination", "Form", "Step", "stepper"]
+__all__ = [
+    "Combination",
+    "Form",
+    "Output",
+    "Step",
+    "Writer",
+    "combined",
+    "flat",
+    "given",
+    "outputs",
+    "stepper",
+]
 
 Combination: TypeAlias = Callable[[Sequence[Any], Any], Any]
 """From arrays (x, m, memories, noises) to a new array, or to the one given as second argument, which may be x."""
@@ -54,17 +67,103 @@ class Form(NamedTuple):
         return f"({total}) * {number(len(products))}"
 
 
-def stepper(plan: Plan, i: int, combination: Callable[[Row], Combination]) -> Step:
-    """Row ``i`` as combinations; an array that is only passed on is passed on by reference."""
-    first, *others = (one if isinstance(one, int) else combination(one) for one in plan.outputs(i))
+class Writer:
+    """Python statements on arrays v0, v1, ..., and the numbers in them, which are not part of the text.
+
+    A step of small arrays costs what its calls of Python functions cost, so all that it does is written into one; rows of
+    the same form have the same text, which is compiled once.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.numbers: list[Any] = []
+
+    def number(self, value: Any) -> str:
+        """The name of a number."""
+        self.numbers.append(value)
+        return f"c{len(self.numbers) - 1}"
+
+    def __call__(self, *lines: str) -> None:
+        self.lines += lines
+
+    def function(self, head: str, names: Mapping[str, Any]) -> Any:
+        """The statements as a function with this head, which knows the names."""
+        lines = [f"def made({', '.join([f'c{n}' for n in range(len(self.numbers))])}):", f"    def {head}:"]
+        lines += [f"        {line}" for line in self.lines]
+        make = _executed("\n".join([*lines, f"    return {head.partition('(')[0]}"]), tuple(names))
+        return make(*names.values())(*self.numbers)
+
+
+@cache
+def _executed(source: str, names: tuple[str, ...]) -> Any:
+    found: dict[str, Any] = {}
+    inner = "\n".join(f"    {line}" for line in source.splitlines())
+    exec(f"def make({', '.join(names)}):\n{inner}\n    return made\n", found)
+    return found["make"]
+
+
+Write: TypeAlias = Callable[[Writer, Row, str, str], None]
+"""Writes the statements that leave a row in a variable: writer, row, variable, and " out" where there is an array for it."""
+
+
+def combined(row: Row, count: int, write: Write, names: Mapping[str, Any]) -> Combination:
+    """One row as a function of (arrays, out), where there are ``count`` arrays."""
+    writer = Writer()
+    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
+    write(writer, row, "total", "out")
+    writer("return total")
+    return writer.function("combination(arrays, out)", names)
+
+
+class Output(NamedTuple):
+    """One output of a call: where it goes, and what it is made of."""
+
+    number: int
+    """0 is the sample, 1 the first memory."""
+    source: int | Row
+    """The position of an array that is passed on, or a combination of positions: (x, m, memories, noises), then outputs."""
+
+
+def outputs(plan: Plan, i: int) -> list[Output]:
+    """The outputs of call ``i``, the sample last: memories may be made of an x that is then written to."""
+    first, *others = map(Output, itertools.count(), plan.outputs(i))
+    return [*others, first]
+
+
+def given(plan: Plan, i: int) -> int:
+    """How many arrays call ``i`` takes."""
+    return 2 + plan.memories + (plan.noises if plan.stochastic[i] else 0)
+
+
+def flat(
+    count: int, made: Sequence[Output], write: Write, names: Mapping[str, Any], other: tuple[str, Step]
+) -> Step:
+    """A call of ``count`` arrays in one function; where the condition ``other[0]`` holds, ``other[1]`` does it."""
+    writer, results = Writer(), [""] * len(made)
+    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
+    writer(f"if {other[0]}:", "    return other(arrays, donate)")
+    for number, source in made:
+        results[number] = f"v{source if isinstance(source, int) else count + number}"
+        if not isinstance(source, int):
+            write(writer, source, results[number], "")
+    writer(f"return state_of(({results[0]}, ({''.join(f'{name}, ' for name in results[1:])})))")
+    return writer.function("step(arrays, donate)", {**names, "state_of": state_of, "other": other[1]})
+
+
+def stepper(made: Sequence[Output], combination: Callable[[Row], Combination]) -> Step:
+    """A call as combinations; an array that is only passed on is passed on by reference."""
+    *others, (_, first) = [(n, one if isinstance(one, int) else combination(one)) for n, one in made]
     assert not isinstance(first, int)
     if not others:
         return lambda arrays, donate: state_of((first(arrays, arrays[0] if donate else None), ()))
-    keeps = any(one == 0 for one in others if isinstance(one, int))
+    keeps = any(one == 0 for _, one in others)
 
     def step(arrays: Sequence[Any], donate: bool) -> State:
-        # Memories first: they may be made of an x that is then written to.
-        memory = tuple([arrays[one] if isinstance(one, int) else one(arrays, None) for one in others])
-        return state_of((first(arrays, arrays[0] if donate and not keeps else None), memory))
+        x, count = arrays[0], len(arrays)
+        known = [*arrays, *(x,) * len(made)]  # outputs take the places after the arrays
+        for number, one in others:
+            known[count + number] = known[one] if isinstance(one, int) else one(known, None)
+        moved = first(known, x if donate and not keeps else None)
+        return state_of((moved, tuple(known[count + 1 :])))
 
     return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from anystep import Plan
 from anystep._combination import Row
 
-from ._fused import Combination, Step, stepper
+from ._fused import Combination, Step, Writer, combined, flat, given, outputs, stepper
 
 __all__ = ["fuse"]
 
@@ -28,46 +28,44 @@ def fuse(plan: Plan, i: int, x: Values) -> Step | None:
     """Row ``i`` for arrays like ``x``; None where the plain path must do it."""
     if x.__class__ is not np.ndarray or x.dtype.char not in "fd":
         return None
-    return stepper(plan, i, lambda row: _combination(row, x.dtype))
+    dtype, count, made = x.dtype, given(plan, i), outputs(plan, i)
+    write, known = partial(_write, dtype), count + (len(made) if len(made) > 1 else 0)
+    large = stepper(made, lambda row: _combination(row, dtype, combined(row, known, write, _UFUNCS)))
+    return flat(count, made, write, _UFUNCS, (f"donate or v0.size >= {LARGE}", large))
 
 
-def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
-    # Coefficients as 0-d arrays: NumPy takes 0.4 µs longer over a Python float.
-    terms = [(k, np.asarray(c, dtype)) for k, c in row.terms or [(0, 0.0)]]
-    late = [(k, np.asarray(c, dtype)) for k, c in row.late]
-    (first, factor), *rest = terms
-    base, opposed, scale = (
-        row.base,
-        row.opposed,
-        None if row.scale == 1.0 else np.asarray(row.scale, dtype),
-    )
+_UFUNCS = {"add": np.add, "multiply": np.multiply, "subtract": np.subtract}
 
-    def apply(arrays: Sequence[Values], total: Values | None, spare: Values | None) -> Values:
-        total = np.multiply(arrays[first], factor, total)
-        for k, c in rest:
-            np.add(total, np.multiply(arrays[k], c, spare), total)
-        if base is not None:
-            np.add(np.subtract(arrays[base], arrays[1], spare) if opposed else arrays[base], total, total)
-        for k, c in late:
-            np.add(total, np.multiply(arrays[k], c, spare), total)
-        return total if scale is None else np.multiply(total, scale, total)
 
+def _write(dtype: npt.DTypeLike, writer: Writer, row: Row, total: str, out: str) -> None:
+    """The ufuncs of a row; ``out`` is a pair of arrays, for the sum and for its terms."""
+    into, spare = (f", {out}[0]", f", {out}[1]") if out else ("", "")
+
+    def product(term: tuple[int, float], place: str) -> str:
+        # Coefficients as 0-d arrays: NumPy takes 0.4 µs longer over a Python float.
+        return f"multiply(v{term[0]}, {writer.number(np.asarray(term[1], dtype))}{place})"
+
+    first, *rest = row.terms or ((0, 0.0),)
+    writer(f"{total} = {product(first, into)}")
+    writer(*(f"add({total}, {product(term, spare)}, {total})" for term in rest))
+    if row.base is not None:
+        base = f"subtract(v{row.base}, v1{spare})" if row.opposed else f"v{row.base}"
+        writer(f"add({base}, {total}, {total})")
+    writer(*(f"add({total}, {product(term, spare)}, {total})" for term in row.late))
+    if row.scale != 1.0:
+        writer(f"multiply({total}, {writer.number(np.asarray(row.scale, dtype))}, {total})")
+
+
+def _combination(row: Row, dtype: npt.DTypeLike, whole: Combination) -> Combination:
     loop: Combination | None = None
-    multiply, add, lone = (
-        np.multiply,
-        np.add,
-        base is not None and not (rest or late or opposed or scale is not None),
-    )
 
     def combination(arrays: Sequence[Values], out: Values | None) -> Values:
         size = arrays[0].size
-        if lone and base is not None and size < LARGE:  # the commonest: x + c v
-            total = multiply(arrays[first], factor)
-            return add(arrays[base], total, total if out is None else out)
         if size < LARGE or not all(array.flags.c_contiguous for array in arrays):
+            total = whole(arrays, _NEW)
             if out is None:
-                return apply(arrays, None, None)
-            out[...] = apply(arrays, None, None)
+                return total
+            out[...] = total
             return out
         if (make := _numba()) is not None:
             nonlocal loop
@@ -76,18 +74,22 @@ def _combination(row: Row, dtype: npt.DTypeLike) -> Combination:
             assert loop is not None
             return loop(arrays, out)
         result = np.empty_like(arrays[0]) if out is None else out
-        flat, ends = [array.reshape(-1) for array in arrays], result.reshape(-1)
+        pieces, ends = [array.reshape(-1) for array in arrays], result.reshape(-1)
         scratch, spare = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
         for begin in range(0, size, BLOCK):
             here = slice(begin, begin + BLOCK)
             end = ends[here]
             total = end if out is None else scratch[: end.size]  # ``out`` may be x, which is still to be read
-            apply([array[here] for array in flat], total, spare[: end.size])
+            whole([array[here] for array in pieces], (total, spare[: end.size]))
             if out is not None:
                 end[...] = total
         return result
 
     return combination
+
+
+_NEW = (None, None)
+"""Room for neither the sum nor its terms: both are made."""
 
 
 @cache

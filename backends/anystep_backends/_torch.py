@@ -134,15 +134,19 @@ class _Torch:
         return fuse(plan, i, x)
 
     def position(self, table: torch.Tensor, entry: Any) -> int | None:
-        """Index of a view into the table, from storage offsets: no value is read, no device waited for.
+        """Index of a view into the table, from addresses: no value is read, no device waited for.
 
         None for anything else, and while compiling or under a transform, where tensors have no storage.
         """
         if torch.compiler.is_compiling() or not isinstance(entry, torch.Tensor):
             return None
-        if table.ndim != 1 or entry.numel() != 1 or entry.dtype != table.dtype:
+        if entry.dtype != table.dtype or entry.numel() != 1 or table.ndim != 1:
             return None
         try:
+            at, begin = entry.data_ptr(), table.data_ptr()
+            if at and begin and table.is_contiguous():
+                near = entry.get_device() == table.get_device()
+                return _common.view_index(at - begin, entry.element_size(), table.numel()) if near else None
             # The storage's own address: its data's would be 0 for every meta tensor.
             ours, theirs = table.untyped_storage()._cdata, entry.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
         except RuntimeError:

@@ -14,17 +14,21 @@ from typing import Any
 
 import torch
 
-from anystep import Plan
+from anystep import Plan, State
 from anystep._combination import Row
+from anystep._update import state_of
 
-from ._fused import Combination, Form, Step, stepper
+from ._chained import chained
+from ._fused import Combination, Form, Output, Step, Writer, combined, flat, given, outputs, stepper
 
 __all__ = ["fuse"]
 
 Tensors = Sequence[torch.Tensor]
 
 BLOCK = 2**17
-"""Elements that are widened and summed at a time, for each thread."""
+"""Elements that are summed at a time, for each thread."""
+HALF_BLOCK = 2**18
+"""Elements that are widened, summed and rounded at a time, for each thread."""
 LARGE = 2**19
 """Elements from which blocks are faster, where each block needs room beside its result."""
 
@@ -34,9 +38,18 @@ def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
     if torch.compiler.is_compiling():
         return None
     half = x.dtype in (torch.float16, torch.bfloat16)
-    step = stepper(plan, i, _rounded if half else _combination)
+    count, made = given(plan, i), chained(plan, i) if plan.memories else outputs(plan, i)
+    if half:
+        step = _half(count, made, partial(_write, torch.float32))
+    else:
+        write, known = partial(_write, x.dtype), count + (len(made) if len(made) > 1 else 0)
+        step = stepper(made, lambda row: partial(_in_blocks, combined(row, known, write, _KERNELS)))
+        step = flat(count, made, write, _KERNELS, ("donate", step))
     make = _triton() if x.is_cuda else None
     return step if make is None else make(plan, i, step)
+
+
+_KERNELS = {"add": torch.add, "lerp": torch.lerp, "mul": torch.mul}
 
 
 @cache
@@ -49,107 +62,91 @@ def _triton() -> Any:
     return one_kernel
 
 
-def _combination(row: Row) -> Combination:
-    if row.late:
-        return _late(row)
+def _write(dtype: torch.dtype, writer: Writer, row: Row, total: str, out: str) -> None:
+    """The kernels of a row."""
+    number, place = writer.number, f", out={out}" if out else ""
+    rest, scale = list(row.terms or ((0, 0.0),)), row.scale
+
+    def scalar(value: float) -> str:
+        # A 0-d tensor of the same dtype takes 1 µs less than a Python float; added terms have theirs as an argument.
+        return number(torch.tensor(value, dtype=dtype))
+
     if row.base is None:
-        return partial(_sum, row.terms or ((0, 0.0),))
-    if not row.opposed and row.scale == 1.0:
-        return _increment(row)
-    return _opposed(row) if row.opposed else partial(_scaled, row.terms[0], row.terms[1:], _scalar(row.scale))
+        first, c = rest.pop(0)  # the sample, where it is among them
+        writer(f"{total} = mul(v{first}, {scalar(c)}{place})")
+    elif row.opposed:
+        # Of s (x - m) + ...: one kernel takes the difference, as in m + s (x - m), and the next takes the m back.
+        inner = 1.0 if row.late else scale
+        scale = scale if row.late else 1.0
+        rest = [(k, inner * value - (k == 1)) for k, value in ({1: 0.0} | dict(row.terms)).items()]
+        writer(f"{total} = lerp(v1, v0, {number(inner)}{place})")
+    elif scale != 1.0 and not row.late:
+        first, c = rest.pop(0)
+        writer(f"{total} = add(v{row.base}, v{first}, alpha={number(c)}{place})")
+    else:
+        pivot, c = max(rest, key=lambda term: abs(term[1]))
+        others = [(k, value / c) for k, value in rest if k != pivot]
+        v, rest = f"v{pivot}", list[tuple[int, float]]()
+        if others:
+            (first, ratio), *others = others
+            writer(f"u = add({v}, v{first}, alpha={number(ratio)})")
+            writer(*(f"u.add_(v{k}, alpha={number(value)})" for k, value in others))
+            v, place = "u", f", out=u if {out} is None else {out}" if out else ", out=u"
+        writer(f"{total} = add(v{row.base}, {v}, alpha={number(c)}{place})")
+    writer(*(f"{total}.add_(v{k}, alpha={number(value)})" for k, value in (*rest, *row.late)))
+    if scale != 1.0:
+        writer(f"{total}.mul_({scalar(scale)})")
 
 
-def _late(row: Row) -> Combination:
-    """What is added last, before the scale."""
-    early = _combination(row._replace(scale=1.0, late=()))
-    scale = None if row.scale == 1.0 else _scalar(row.scale)
+def _half(count: int, made: Sequence[Output], write: Any) -> Step:
+    """Half precision: arrays are widened once for all outputs, summed in float32, and each output is rounded once."""
+    sums = {number: source for number, source in made if not isinstance(source, int)}
+    moves = {number: source for number, source in made if isinstance(source, int)}
+    reads = {k for row in sums.values() for k in Form.of(row).reads if k < count}
+    writer = Writer()
+    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
+    for number, row in sums.items():
+        write(writer, row, f"v{count + number}", "")
+    writer(f"return {''.join(f'v{count + number}, ' for number in sums)}")
+    whole = writer.function("whole(arrays)", _KERNELS)
 
-    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-        total = early(arrays, out)
-        for k, value in row.late:
-            total.add_(arrays[k], alpha=value)
-        return total if scale is None else total.mul_(scale)
+    def wide(arrays: Tensors) -> list[torch.Tensor]:
+        return whole([array.float() if k in reads else array for k, array in enumerate(arrays)])
 
-    return combination
+    def step(arrays: Tensors, donate: bool) -> State:
+        x = arrays[0]
+        over = donate and 0 not in moves.values()  # else a memory keeps it
+        if _fits(arrays):
+            found = {n: total.to(x.dtype) for n, total in zip(sums, wide(arrays), strict=True)}
+            found[0] = x.copy_(found[0]) if over else found[0]
+        else:
+            found = {n: x if n == 0 and over else torch.empty_like(x) for n in sums}
+            size = HALF_BLOCK * torch.get_num_threads()
+            ends = zip(*(array.view(-1).split(size) for array in found.values()), strict=True)
+            parts = zip(*(array.view(-1).split(size) for array in arrays), strict=True)
+            for end, part in zip(ends, parts, strict=True):
+                for one, total in zip(end, wide(part), strict=True):
+                    one.copy_(total)
+        first, *others = [found[n] if n in found else arrays[moves[n]] for n in range(len(made))]
+        return state_of((first, tuple(others)))
 
-
-def _scalar(value: float) -> torch.Tensor:
-    """A 0-d tensor: it does not promote, and takes 2 µs less than a Python float."""
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _sum(terms: Sequence[tuple[int, Any]], arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-    (first, c), *rest = terms
-    total = torch.mul(arrays[first], c, out=out)  # x comes first, where it is among them
-    for k, value in rest:
-        total.add_(arrays[k], alpha=value)
-    return total
-
-
-def _scaled(first: Any, rest: Any, scale: Any, arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-    total = torch.add(arrays[0], arrays[first[0]], alpha=first[1], out=out)
-    for k, value in rest:
-        total.add_(arrays[k], alpha=value)
-    return total.mul_(scale)
-
-
-def _opposed(row: Row) -> Combination:
-    """Of s (x - m) + ...: one kernel takes the difference, as in m + s (x - m), and the next takes the m back."""
-    terms = {1: 0.0} | dict(row.terms)
-    terms = [(k, row.scale * value - (k == 1)) for k, value in terms.items()]
-
-    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-        total = torch.lerp(arrays[1], arrays[0], row.scale, out=out)
-        for k, value in terms:
-            total.add_(arrays[k], alpha=value)
-        return total
-
-    return combination
+    return step
 
 
-def _increment(row: Row) -> Combination:
-    base = row.base or 0
-    p, c = max(row.terms, key=lambda term: abs(term[1]))
-    others = [(k, value / c) for k, value in row.terms if k != p]
-    if not others:
-        return lambda arrays, out: torch.add(arrays[base], arrays[p], alpha=c, out=out)
-    (first, ratio), *rest = others
-
-    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-        total = torch.add(arrays[p], arrays[first], alpha=ratio)
-        for k, value in rest:
-            total.add_(arrays[k], alpha=value)
-        return torch.add(arrays[base], total, alpha=c, out=total if out is None else out)
-
-    return partial(_in_blocks, combination, True)
-
-
-def _rounded(row: Row) -> Combination:
-    """Half precision: combined in float32, rounded once."""
-    wide = _combination(row)
-    used = Form.of(row).reads
-
-    def combination(arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-        total = wide([array.float() if k in used else array for k, array in enumerate(arrays)], None)
-        return total.to(arrays[0].dtype) if out is None else out.copy_(total)
-
-    return partial(_in_blocks, combination, False)
-
-
-def _in_blocks(
-    combination: Combination, only_in_place: bool, arrays: Tensors, out: torch.Tensor | None
-) -> torch.Tensor:
-    """A combination that needs room beside its result, done piece by piece where that would not fit a cache."""
-    x = arrays[0]
-    if (
-        (only_in_place and out is None)
-        or x.numel() < LARGE
-        or x.device.type != "cpu"
+def _fits(arrays: Tensors) -> bool:
+    """Whether arrays are best summed as a whole."""
+    return (
+        arrays[0].numel() < LARGE
+        or arrays[0].device.type != "cpu"
         or any(array.requires_grad or not array.is_contiguous() for array in arrays)
-    ):
+    )
+
+
+def _in_blocks(combination: Combination, arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
+    """A combination that needs room beside its result, done piece by piece where that would not fit a cache."""
+    if out is None or _fits(arrays):
         return combination(arrays, out)
-    result = torch.empty_like(x) if out is None else out
     size = BLOCK * torch.get_num_threads()
-    for end, *parts in zip(*(array.view(-1).split(size) for array in (result, *arrays)), strict=True):
+    for end, *parts in zip(*(array.view(-1).split(size) for array in (out, *arrays)), strict=True):
         combination(parts, end)
-    return result
+    return out

@@ -109,7 +109,7 @@ def estimate(plan: Plan, i: Any, x: Array, model_output: Array) -> Array:
 def update(
     plan: Plan,
     i: Any,
-    state: State,
+    state: State | tuple[Array, tuple[Array, ...]],
     model_output: Array,
     noise: Array | Sequence[Array] | None = None,
     *,
@@ -159,26 +159,46 @@ def update(
     >>> state.x  # a model that knows the clean sample is believed in the end
     array([[0., 0., 0.]])
     """
+    x, memory = state
     if i.__class__ is int and not _path.plain:
-        x, memory = state
-        step, count = plan.fused.get((i, x.__class__, getattr(x, "dtype", None))) or _fuse(plan, i, x)
-        fresh: Sequence[Array] = ()
-        if noise is not None:
-            fresh = cast("Sequence[Array]", noise if isinstance(noise, list | tuple) else (noise,))
-        arrays = (x, model_output, *memory, *fresh)
-        unused = len(fresh) if fresh and len(arrays) - count == len(fresh) == plan.noises else 0
-        if len(arrays) - unused == count:
-            cls, dtype, shape = x.__class__, x.dtype, x.shape
-            for array in arrays[1:]:
-                differs = array.__class__ is not cls or array.dtype != dtype or array.shape != shape
-                if differs and not _is_wide_noise(array, fresh, x):
-                    break  # the plain path says what is wrong, or widens
-            else:
+        cls, dtype = x.__class__, getattr(x, "dtype", None)
+        step, count = plan.fused.get((i, cls, dtype)) or _fuse(plan, i, x)
+        if model_output.__class__ is cls and model_output.dtype == dtype and model_output.shape == x.shape:
+            alone = count == 2 and noise is None and not memory
+            arrays = (x, model_output) if alone else _arrays(plan, count, state, model_output, noise)
+            if arrays:
                 try:
-                    return step(arrays[:count] if unused else arrays, donate)
+                    return step(arrays, donate)
                 except _NOT_FUSED:
                     pass
     return _update(plan, i, state, model_output, noise)
+
+
+def _arrays(
+    plan: Plan,
+    count: int,
+    state: State | tuple[Array, tuple[Array, ...]],
+    model_output: Array,
+    noise: Array | Sequence[Array] | None,
+) -> tuple[Array, ...]:
+    """The arrays of a fused step; none where one is not like the sample, or too many or few are there.
+
+    The plain path says what is wrong then, or widens.
+    """
+    x, memory = state
+    arrays, fresh = (x, model_output, *memory), cast("Sequence[Array]", ())
+    if noise is not None:
+        fresh = cast("Sequence[Array]", noise if isinstance(noise, list | tuple) else (noise,))
+        if len(fresh) != plan.noises or not fresh:
+            return ()
+    if len(arrays) != count and len(arrays) + len(fresh) != count:
+        return ()
+    cls, dtype, shape = x.__class__, x.dtype, x.shape
+    for array in (*memory, *fresh):
+        differs = array.__class__ is not cls or array.dtype != dtype or array.shape != shape
+        if differs and not _is_wide_noise(array, fresh, x):
+            return ()
+    return (*arrays, *fresh)[:count]
 
 
 _NOT_FUSED = (RuntimeError, TypeError)
@@ -204,17 +224,21 @@ def _fuse(plan: Plan, i: int, x: Array) -> tuple[Any, int]:
 
 
 def _update(
-    plan: Plan, i: Any, state: State, model_output: Array, noise: Array | Sequence[Array] | None
+    plan: Plan,
+    i: Any,
+    state: State | tuple[Array, tuple[Array, ...]],
+    model_output: Array,
+    noise: Array | Sequence[Array] | None,
 ) -> State:
     """The plain path."""
-    x = state.x
+    x, memories = state
     found = kind(x)
     i = _index(plan, i, x, found)
-    if len(state.memory) != plan.memories:
+    if len(memories) != plan.memories:
         raise ValueError(
-            f"state has {len(state.memory)} memories, the plan {plan.memories}: start with init(plan, x)."
+            f"state has {len(memories)} memories, the plan {plan.memories}: start with init(plan, x)."
         )
-    memory = [matching(x, array, f"memory[{k}]") for k, array in enumerate(state.memory)]
+    memory = [matching(x, array, f"memory[{k}]") for k, array in enumerate(memories)]
     narrow = [x, matching(x, model_output, "model_output"), None, *memory, *_noises(plan, i, x, noise)]
     wide = [None if array is None else _widen(array, found) for array in narrow]
     if plan.threshold is not None:

@@ -10,22 +10,22 @@ where x̂₀ = estimate[i] @ (x, m). All that tells one scheduler from another i
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from anystep import _plan_files as files
 from anystep._array import Array, Float64, place
 from anystep._combination import Combination, Row
-from anystep._files import write_atomically
 from anystep.levels import Levels
 from anystep.predictions import Prediction
-from anystep.thresholding import Threshold
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from anystep.thresholding import Threshold
 
 __all__ = ["Plan", "compose"]
 
@@ -69,40 +69,30 @@ class Plan:
     input_scale: Float64
     estimate: Float64
     update: Float64
-    threshold: Threshold | None = None
+    threshold: "Threshold | None" = None
     memories: int = field(init=False, repr=False)
     """Number K of arrays carried from call to call beside the sample."""
     noises: int = field(init=False, repr=False)
     """Number R of fresh standard-normal arrays that a call consumes."""
     fused: dict[tuple[int, type, Any], Any] = field(default_factory=dict, init=False, repr=False)
-    """What backends have made of calls, by (call, type, dtype), filled by `anystep.update`; by -1, what is prepared."""
+    """What backends have made of calls, by (call, type, dtype), filled by `anystep.update`; below 0, what is prepared."""
 
     def __post_init__(self) -> None:
+        tables: dict[str, Float64] = {}
         for name in _TABLES:
             given = np.asarray(getattr(self, name))
             if given.dtype.kind not in "fiu":
                 raise ValueError(f"{name} has dtype {given.dtype}: expected real numbers.")
-            table = given.astype(np.float64)
-            if not np.isfinite(table).all():
-                where = np.argwhere(~np.isfinite(table))[0].tolist()
-                raise ValueError(
-                    f"{name}{where}={table[tuple(where)]}: expected finite coefficients; check the levels."
-                )
-            table.flags.writeable = False
+            table = tables[name] = given.astype(np.float64)
+            table.setflags(write=False)
             object.__setattr__(self, name, table)
+        if not np.isfinite(np.concatenate([*tables.values()], axis=None)).all():
+            _refuse_infinite(tables)
         count, shape = self.timesteps.size, self.update.shape
-        expected = {
-            "timesteps": (count,),
-            "alpha": (count + 1,),
-            "sigma": (count + 1,),
-            "input_scale": (count,),
-        }
-        expected |= {"estimate": (count, 2), "update": (count, *shape[1:])}
-        for name, wanted in expected.items():
-            if getattr(self, name).shape != wanted or count < 1:
-                raise ValueError(
-                    f"{name} has shape {getattr(self, name).shape}: expected {wanted} for {count} rows."
-                )
+        expected = (count,), (count + 1,), (count + 1,), (count,), (count, 2), (count, *shape[1:])
+        for (name, table), wanted in zip(tables.items(), expected, strict=True):
+            if table.shape != wanted or count < 1:
+                raise ValueError(f"{name} has shape {table.shape}: expected {wanted} for {count} rows.")
         if len(shape) != 3 or shape[1] < 1 or shape[2] < 2 + shape[1]:
             raise ValueError(
                 f"update has shape {shape}: expected (N, 1 + K, 3 + K + R) for K memories and R noises."
@@ -119,7 +109,7 @@ class Plan:
         return len(self.timesteps)
 
     @cached_property
-    def stochastic(self) -> npt.NDArray[np.bool_]:
+    def stochastic(self) -> "NDArray[np.bool_]":
         """Whether each call uses its noise, shape (N,)."""
         return (self.update[:, :, FIRST_MEMORY + self.memories :] != 0).any(axis=(1, 2))
 
@@ -283,28 +273,30 @@ class Plan:
         >>> Plan.from_json(plan.to_json()) == plan
         True
         """
-        return files.to_text(self._tables, self.threshold)
+        from anystep._plan_files import to_text  # here and below, because most runs read and write no plan
+
+        return to_text(self._tables, self.threshold)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Plan":
         """The plan that `to_json` wrote; ValueError if the text is anything else."""
-        tables, threshold = files.checked(files.from_text(text), _TABLES)
+        from anystep._plan_files import checked, from_text
+
+        tables, threshold = checked(from_text(text), _TABLES)
         return cls(*tables, threshold=threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a ``.json`` or ``.npz`` file, whole or not at all."""
-        packed = Path(path).suffix == ".npz"
-        write_atomically(
-            path, files.to_npz(self._tables, self.threshold) if packed else self.to_json().encode()
-        )
+        from anystep._plan_files import write
+
+        write(path, self._tables, self.threshold)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read a file that `save` wrote. Data only: nothing in the file can run."""
-        data = Path(path).read_bytes()
-        if Path(path).suffix != ".npz":
-            return cls.from_json(data)
-        tables, threshold = files.checked(files.from_npz(path, data), _TABLES)
+        from anystep._plan_files import checked, read
+
+        tables, threshold = checked(read(path), _TABLES)
         return cls(*tables, threshold=threshold)
 
     @property
@@ -318,11 +310,19 @@ def _moved(table: Float64) -> int | None:
     return None if source == X0 else source
 
 
+def _refuse_infinite(tables: Mapping[str, Float64]) -> None:
+    for name, table in tables.items():
+        for where in np.argwhere(~np.isfinite(table)).tolist():
+            raise ValueError(
+                f"{name}{where}={table[tuple(where)]}: expected finite coefficients; check the levels."
+            )
+
+
 _TABLES = tuple(part.name for part in fields(Plan) if part.init and part.name != "threshold")
 
 
 def compose(
-    levels: Levels, prediction: Prediction, rows: Float64, threshold: Threshold | None = None
+    levels: Levels, prediction: Prediction, rows: Float64, threshold: "Threshold | None" = None
 ) -> Plan:
     """A plan from a sampler's rows, which know nothing of what the model predicts.
 
@@ -345,7 +345,7 @@ def compose(
     """
     level = levels.model_level
     blind = ("edm",) if threshold is not None else ("epsilon", "score", "edm")
-    if prediction.name in blind and np.any(level.alpha_t <= 0):
+    if prediction.name in blind and level.alpha_t.min() <= 0:
         raise ValueError(
             f"prediction={prediction.name!r} cannot recover the clean sample at alpha_t = 0 (zero terminal SNR): train with "
             "v_prediction or sample, clip the estimate, or choose a spacing that skips the last training timestep."
@@ -356,12 +356,14 @@ def compose(
     noise = table[:, :, MODEL_OUTPUT].copy()
     table[:, :, X] += noise * (c * levels.scale)[:, None]
     table[:, :, MODEL_OUTPUT] = noise * np.asarray(d)[:, None]
+    estimate = np.empty((levels.steps, 2))
+    estimate[:, 0], estimate[:, 1] = a * levels.scale, b
     return Plan(
         timesteps=prediction.timestep(level),
-        alpha=np.append(levels.cur.alpha_t, levels.nxt.alpha_t[-1]),
-        sigma=np.append(levels.cur.sigma_t, levels.nxt.sigma_t[-1]),
+        alpha=np.concatenate([levels.cur.alpha_t, levels.nxt.alpha_t[-1:]]),
+        sigma=np.concatenate([levels.cur.sigma_t, levels.nxt.sigma_t[-1:]]),
         input_scale=levels.scale * prediction.input_scale(level),
-        estimate=np.stack([a * levels.scale, b], axis=-1),
+        estimate=estimate,
         update=table,
         threshold=threshold,
     )

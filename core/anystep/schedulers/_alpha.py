@@ -8,14 +8,15 @@ import numpy as np
 
 from anystep._array import Array, Float64
 from anystep._checks import integer
-from anystep._update import State, estimate, update
+from anystep._update import estimate, update
 from anystep.forward import add_noise, velocity
 from anystep.levels import Level, Levels
 from anystep.plan import Plan
 from anystep.predictions import prediction
 from anystep.samplers import Sampler
 from anystep.schedulers._facade import Facade
-from anystep.spacings.time import leading, linspace, trailing
+from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
+from anystep.spacings._timesteps import leading, linspace, trailing
 
 __all__ = ["AlphaFacade", "diffusers_timesteps"]
 
@@ -83,7 +84,7 @@ class AlphaFacade(Facade):
 
     @property
     def _final_alpha_cumprod(self) -> float:
-        return 1.0 if self._options.get("set_alpha_to_one", True) else float(self._schedule.alphas_cumprod[0])
+        return 1.0 if self._option("set_alpha_to_one", True) else float(self._schedule.alphas_cumprod[0])
 
     @property
     def _plan_times(self) -> Any:
@@ -103,7 +104,7 @@ class AlphaFacade(Facade):
         found = self._plans.get(sampler)
         if found is None:
             times = self._plan_times
-            found = self._make_plan(sampler, times), {int(t): i for i, t in enumerate(times)}
+            found = self._make_plan(sampler, times), dict(zip(times.tolist(), range(len(times)), strict=True))
             self._plans[sampler] = found
         plan, index = found
         if timestep in index:
@@ -115,7 +116,7 @@ class AlphaFacade(Facade):
     def _make_plan(self, sampler: Sampler | None, timesteps: Any) -> Plan:
         return (self._usual if sampler is None else sampler).plan(
             self._levels(timesteps),
-            prediction(self._options.get("prediction_type", "epsilon")),
+            prediction(self._option("prediction_type", "epsilon")),
             self._threshold,
         )
 
@@ -144,9 +145,18 @@ class AlphaFacade(Facade):
         return velocity(self._schedule, sample, noise, timesteps)
 
     @staticmethod
-    def _run(
-        plan: Plan, row: int, sample: Array, model_output: Array, noise: Array | None
-    ) -> tuple[Array, Any]:
-        """Next sample, and a function that computes the estimate of the clean one."""
-        moved = update(plan, row, State(sample), model_output, noise if plan.stochastic[row] else None)
-        return moved.x, lambda: estimate(plan, row, sample, model_output)
+    def _answer(
+        kind: type[SchedulerOutput],
+        plan: Plan,
+        row: int,
+        sample: Array,
+        model_output: Array,
+        noise: Array | None,
+        return_dict: bool,
+    ) -> Any:
+        """What `step` returns: the next sample and the estimate of the clean one."""
+        if noise is not None and not plan.stochastic[row]:
+            noise = None
+        moved, _ = update(plan, row, (sample, ()), model_output, noise)
+        values = moved, Lazy(estimate, plan, row, sample, model_output)
+        return kind.of(values) if return_dict else LazyTuple(values)

@@ -7,7 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from anystep.schedulers._config import ConfigMixin
 from anystep.schedulers._mixin import SchedulerMixin
 from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
 from anystep.schedules import BETAS, BetaSchedule
-from anystep.thresholding import Clip, DynamicThreshold, Threshold
+
+if TYPE_CHECKING:
+    from anystep.thresholding import Threshold
 
 __all__ = ["AnyFacade", "Facade", "answer", "as_number"]
 
@@ -49,7 +51,7 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
                 setattr(cls, name, np.errstate(all="ignore")(vars(cls)[name]))
 
     @property
-    def _threshold(self) -> Threshold | None:
+    def _threshold(self) -> "Threshold | None":
         """Bound on the estimate of the clean sample."""
         return None
 
@@ -69,6 +71,10 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
         """The config's keys that this class has: others travel with a config, and are not heeded."""
         known = _keys(type(self))
         return {key: value for key, value in self.config.items() if key in known}
+
+    def _option(self, key: str, default: Any = None) -> Any:
+        """One of them, or the default where this class has no such key."""
+        return self.config.get(key, default) if key in _keys(type(self)) else default
 
     def _reset(self) -> None:
         """Forget plans; keep timesteps if they were set."""
@@ -137,6 +143,8 @@ class AnyFacade(SchedulerMixin, ConfigMixin):
 
     def _number(self, timestep: Any) -> float:
         """A timestep as a number, without reading a device where it is an entry of ``timesteps``."""
+        if timestep.__class__ in _WHOLE:
+            return timestep
         position = self._position(timestep, self.timesteps)
         return float(self._times[position]) if position is not None else as_number("timestep", timestep)
 
@@ -187,7 +195,7 @@ class Facade(AnyFacade):
             )
         return (
             schedule.rescaled_to_zero_terminal_snr(self._terminal)
-            if self._options.get("rescale_betas_zero_snr")
+            if self._option("rescale_betas_zero_snr")
             else schedule
         )
 
@@ -215,22 +223,25 @@ class Facade(AnyFacade):
         return self._export(self._schedule.alphas_cumprod)
 
     @property
-    def _threshold(self) -> Threshold | None:
-        config = self._options
-        if config.get("thresholding"):
-            ratio, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+    def _threshold(self) -> "Threshold | None":
+        if self._option("thresholding"):
+            ratio, most = self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
             if not 0 <= ratio <= 1 or not most >= 1:
                 raise ValueError(
                     f"dynamic_thresholding_ratio={ratio}, sample_max_value={most}: expected a quantile in [0, 1], a bound >= 1."
                 )
+            from anystep.thresholding import DynamicThreshold
+
             return DynamicThreshold(ratio, most)
-        if not config.get("clip_sample"):
+        if not self._option("clip_sample"):
             return None
-        bound = config.get("clip_sample_range", 1.0)
+        bound = self._option("clip_sample_range", 1.0)
         if not bound > 0:
             raise ValueError(
                 f"clip_sample_range={bound}: expected a magnitude > 0; 1 fits images in [-1, 1]."
             )
+        from anystep.thresholding import Clip  # here, because models of latents bound nothing
+
         return Clip(bound)
 
 
@@ -255,6 +266,10 @@ def as_number(name: str, value: Any) -> float:
     if not np.isfinite(found):
         raise ValueError(f"{name}={found}: expected a finite number.")
     return found
+
+
+_WHOLE = frozenset({int, np.int64})
+"""What integer ``timesteps`` of NumPy are made of: always finite."""
 
 
 @cache

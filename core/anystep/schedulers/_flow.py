@@ -1,6 +1,5 @@
 """Base of the facades on rectified flow: x = (1 - sigma) x_0 + sigma ε, whose levels are named by sigma."""
 
-import logging
 import math
 from typing import Any
 
@@ -16,8 +15,6 @@ from anystep.spacings.flow import dynamic_shift, shift_flow, stretch_to_terminal
 
 __all__ = ["FlowFacade"]
 
-_log = logging.getLogger(__name__)
-
 _CLEANEST = 1e-300
 """The level of a model call told sigma = 0, which diffusers takes; its step changes nothing."""
 
@@ -32,7 +29,7 @@ class FlowFacade(RespacingFacade):
     _foreign_ends = ("karras", "exponential", "beta")
 
     def _configured(self) -> None:
-        if not self._options.get("use_dynamic_shifting"):
+        if not self._option("use_dynamic_shifting"):
             _positive(self.config["shift"])
         super()._configured()
 
@@ -40,7 +37,7 @@ class FlowFacade(RespacingFacade):
         self._begin_anew()
         if self.num_inference_steps is None:
             steps = np.arange(len(self), 0, -1) / len(self)
-            self._inverted = bool(self._options.get("invert_sigmas")) and "flow-inverted" in self._corrections
+            self._inverted = bool(self._option("invert_sigmas")) and "flow-inverted" in self._corrections
             noise = np.append(shift_flow(steps, self._first_shift), 0.0)
             self._sigmas = 1.0 - noise if self._inverted else noise
             self._times = self._sigmas[:-1] * len(self)
@@ -75,7 +72,7 @@ class FlowFacade(RespacingFacade):
     @property
     def _first_shift(self) -> float:
         """The shift of the levels before `set_timesteps`, whose ends the default grid begins from."""
-        return 1.0 if self._options.get("use_dynamic_shifting") else self.config["shift"]
+        return 1.0 if self._option("use_dynamic_shifting") else self.config["shift"]
 
     @property
     def sigma_max(self) -> float:
@@ -149,7 +146,9 @@ class FlowFacade(RespacingFacade):
         """Share of the noise at each model call."""
         config, noise = self.config, sigmas
         if noise is None and timesteps is not None:
-            _log.warning(
+            import logging
+
+            logging.getLogger(__name__).warning(
                 "timesteps were given without sigmas: the model is told them as they are, and the levels made of them are "
                 "shifted and respaced as the config says; give sigmas to have both from one grid."
             )
@@ -214,7 +213,7 @@ class FlowFacade(RespacingFacade):
             times = [timestep] if single else np.ravel(reals("timestep", timestep))
             level = sigmas[[self.index_for_timestep(t) for t in times]]
             return mix(sample, noise, like(1.0 - level, sample), like(level, sample))
-        level = float(sigmas[self._begin_index if self._run.index is None else self._run.index])
+        level = float(sigmas[self._standing])
         return mix(sample, noise, 1.0 - level, level)
 
 

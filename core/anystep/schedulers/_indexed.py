@@ -1,48 +1,40 @@
 """Base of the facades that step by an index which they carry along, and may remember earlier calls."""
 
-import logging
 from abc import abstractmethod
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from anystep._array import Array
 from anystep._checks import integer, numbers, reals
-from anystep._update import estimate, state_of, update
+from anystep._update import estimate, update
 from anystep.levels import Levels
 from anystep.plan import Plan
 from anystep.predictions import Prediction
-from anystep.schedulers._facade import AnyFacade, answer
-from anystep.schedulers._outputs import Lazy, SchedulerOutput
-
-_log = logging.getLogger(__name__)
+from anystep.schedulers._facade import AnyFacade
+from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
 
 __all__ = ["IndexedFacade", "reject_integer"]
-
-
-@dataclass(slots=True)
-class _Run:
-    """Where a loop stands: replaced as a whole by each step, so that no reader sees half of one."""
-
-    index: int | None = None
-    """Row of the next call, None before the first."""
-    memory: tuple[Array, ...] | None = None
-    """Arrays of earlier calls; None before the first."""
 
 
 class IndexedFacade(AnyFacade):
     """Abstract: the first timestep of a loop is looked up, then rows are counted."""
 
+    _rejects_integers: ClassVar[bool] = False
+    """Whether `step` refuses whole numbers for timesteps, where diffusers takes them for positions in ``timesteps``."""
     _begin_index: int | None = None
-    _run: _Run = _Run()
+    _run: tuple[int | None, tuple[Array, ...] | None] = (None, None)
+    """Where a loop stands: the row of the next call, and the arrays of earlier ones; None before the first.
+
+    Replaced as a whole by each step, so that no reader sees half of it.
+    """
 
     @property
     def step_index(self) -> int | None:
         """Row of the next step; None before the first."""
-        return self._run.index
+        return self._run[0]
 
     @property
     def begin_index(self) -> int | None:
@@ -87,35 +79,44 @@ class IndexedFacade(AnyFacade):
         values = np.ravel(reals("timesteps", timesteps))
         if self._begin_index is None:
             return [self.index_for_timestep(t) for t in values]
-        return [self._begin_index if self._run.index is None else self._run.index] * max(1, len(values))
+        return [self._standing] * max(1, len(values))
+
+    @property
+    def _standing(self) -> int:
+        """Row where the loop stands, or is to begin."""
+        return (self._begin_index or 0) if self._run[0] is None else self._run[0]
 
     def _index(self, timestep: Any) -> int:
-        index = self._run.index
+        if self._rejects_integers and _is_whole(getattr(timestep, "dtype", timestep.__class__)):
+            reject_integer(self, "step", timestep)
+        index = self._run[0]
         if index is None:
             index = self._begin_index
             index = self.index_for_timestep(timestep) if index is None else index
+            if not getattr(self, "is_scale_input_called", True):
+                self._warn_unscaled()
         if index >= len(self._times):
             raise IndexError(
                 f"step_index={index}: the schedule's {len(self._times)} steps are done; call set_timesteps to begin again."
             )
         return index
 
-    def _point(self, index: int) -> None:
+    def _point(self, index: int | None) -> None:
         """Remember the row of the next step."""
-        self._run = _Run(index, self._run.memory)
+        self._run = index, self._run[1]
 
     @property
     def _earlier(self) -> tuple[Array, ...]:
         """Arrays of earlier calls, none before the first."""
-        return self._run.memory or ()
+        return self._run[1] or ()
 
     def _advance(
         self,
-        sampler: Any,
+        plan: Plan,
         index: int,
         sample: Array,
         model_output: Array,
-        noise: Array | None,
+        noise: Array | None = None,
         keeps: bool = True,
     ) -> Array:
         """The next sample; index and memories move on only if nothing was raised.
@@ -123,21 +124,18 @@ class IndexedFacade(AnyFacade):
         Where the plan has more memories than there are earlier arrays, no row may read the others. Told not to keep them,
         the next call has none.
         """
-        if not getattr(self, "is_scale_input_called", True):
-            self._warn_unscaled()
-        plan = self._plans.get(sampler)
-        if plan is None:
-            plan = self._plan(sampler)
         memory, count = (), plan.memories
         if count:
             memory = self._earlier
             memory = memory[:count] if len(memory) >= count else (*memory, *(sample,) * (count - len(memory)))
-        moved, memory = update(plan, index, state_of((sample, memory)), model_output, noise)
-        self._run = _Run(index + 1, memory if keeps else None)
+        moved, memory = update(plan, index, (sample, memory), model_output, noise)
+        self._run = index + 1, memory if keeps else None
         return moved
 
     def _warn_unscaled(self) -> None:
-        _log.warning(
+        import logging
+
+        logging.getLogger(__name__).warning(
             "%s.step was called before scale_model_input: the model must be given "
             "scheduler.scale_model_input(sample, timestep).",
             type(self).__name__,
@@ -146,18 +144,18 @@ class IndexedFacade(AnyFacade):
     def _answer(
         self,
         kind: type[SchedulerOutput],
-        sampler: Any,
+        plan: Plan,
         index: int,
         sample: Array,
         model_output: Array,
-        noise: Array | None,
         return_dict: bool,
+        noise: Array | None = None,
         keeps: bool = True,
     ) -> Any:
         """`_advance`, and what `step` returns of it: the next sample and the estimate of the clean one."""
-        moved = self._advance(sampler, index, sample, model_output, noise, keeps)
-        make = Lazy(estimate, self._plan(sampler), index, sample, model_output)
-        return answer(kind, moved, make, return_dict)
+        moved = self._advance(plan, index, sample, model_output, noise, keeps)
+        values = moved, Lazy(estimate, plan, index, sample, model_output)
+        return kind.of(values) if return_dict else LazyTuple(values)
 
     @property
     @abstractmethod
@@ -184,10 +182,17 @@ class IndexedFacade(AnyFacade):
             self._plans[sampler] = self._plans[chosen] = plan
         return plan
 
+    def _plan_by(self, key: Hashable, sampler: Callable[[], Any]) -> Plan:
+        """The plan of a sampler, found again by a key without making the sampler."""
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan(sampler())
+        return plan
+
     def _begin_anew(self) -> None:
         """Forget plans and where a loop stood."""
         self._plans: dict[Hashable, Any] = {}
-        self._run = _Run()
+        self._run = None, None
 
     def _take_over(self, device: Any, **changes: Any) -> None:
         """Take over new levels, if a plan can be made of them, and begin anew."""
@@ -195,19 +200,18 @@ class IndexedFacade(AnyFacade):
         def build(trial: Any) -> None:
             trial._plan()
 
-        self._commit(device, build, **changes, _plans={}, _run=_Run(), _begin_index=None)
+        self._commit(device, build, **changes, _plans={}, _run=(None, None), _begin_index=None)
 
 
 @cache
 def _is_whole(label: Any) -> bool:
-    """Whether a dtype, or a type's name, is one of integers."""
-    return "int" in str(label)
+    """Whether a dtype or a class is one of integers."""
+    return "int" in str(getattr(label, "__name__", label))
 
 
 def reject_integer(scheduler: AnyFacade, method: str, timestep: Any) -> None:
     """Raise ValueError for an integer timestep, where diffusers takes it for a position in ``timesteps``."""
-    label = getattr(timestep, "dtype", None)
-    if _is_whole(type(timestep).__name__ if label is None else label):
+    if _is_whole(getattr(timestep, "dtype", timestep.__class__)):
         raise ValueError(
             f"timestep={timestep!r} of {type(scheduler).__name__}.{method} is an integer, such as enumerate gives: "
             "pass one of scheduler.timesteps."

@@ -12,7 +12,6 @@ from anystep._misread import Misread
 from anystep.forward import mix
 from anystep.levels import Level, Levels
 from anystep.predictions import Prediction, prediction
-from anystep.schedulers._indexed import _Run  # pyright: ignore[reportPrivateUsage]
 from anystep.schedulers._respaced import RespacedFacade
 from anystep.spacings.flow import dynamic_shift
 from anystep.spacings.open_end import open_flow, open_leading, open_linspace, open_trailing
@@ -93,21 +92,20 @@ class LambdaFacade(RespacedFacade):
 
     @property
     def _step_index(self) -> int | None:
-        return self._run.index
+        return self._run[0]
 
     @_step_index.setter
     def _step_index(self, index: int | None) -> None:
         # Loops that step at one level twice set it back.
-        self._run = _Run(index, self._run.memory)
+        self._point(index)
 
     def _init_step_index(self, timestep: Any) -> None:
-        self._run = _Run(None, self._run.memory)
+        self._point(None)
         self._point(self._index(timestep))
 
     @property
     def _earlier(self) -> tuple[Array, ...]:
-        held = (array for array in reversed(self.model_outputs) if array is not None)
-        return tuple(held)[: self.lower_order_nums]
+        return tuple(self.model_outputs[: -1 - self.lower_order_nums : -1])
 
     def _remember(self, estimate: Array) -> None:
         """The latest estimate joins ``model_outputs``, a new list each time, which clones do not share."""
@@ -173,7 +171,9 @@ class LambdaFacade(RespacedFacade):
     @property
     def _usable(self) -> int:
         """Number of training timesteps whose λ is not below the config's bound."""
-        bound = float(self._options.get("lambda_min_clipped", -np.inf))
+        bound = float(self._option("lambda_min_clipped", -np.inf))
+        if bound == -np.inf:
+            return len(self)
         clipped = int(np.searchsorted(-np.log(self._schedule.karras_sigmas)[::-1], bound))
         if clipped == len(self):
             raise ValueError(

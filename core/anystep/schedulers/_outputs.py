@@ -70,6 +70,9 @@ def _computed(function: Callable[..., Any]) -> Any:
     return method
 
 
+_item = cast(Any, tuple).__getitem__
+
+
 class LazyTuple(tuple[Any, ...]):
     """A tuple whose `Lazy` items are computed when they are read.
 
@@ -95,8 +98,10 @@ class LazyTuple(tuple[Any, ...]):
     __slots__ = ()
 
     def __getitem__(self, key: Any) -> Any:
-        item: Any = super().__getitem__(key)
-        return tuple(map(_now, item)) if isinstance(key, slice) else _now(item)
+        item: Any = _item(self, key)
+        if item.__class__ is Lazy:
+            return item.value()
+        return tuple(map(_now, item)) if key.__class__ is slice else item
 
     def __iter__(self) -> Iterator[Any]:
         return map(_now, super().__iter__())

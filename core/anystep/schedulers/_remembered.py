@@ -95,10 +95,11 @@ _BY_VALUE = (int, float, str, bool, type(None))
 
 def _frozen(scheduler: AnyFacade) -> Any:
     """Class and config as something that can be looked up, with one hash computed once; None for an unusual config."""
+    # Which arguments were left at their defaults changes nothing.
+    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
     try:
-        return _Frozen(
-            (type(scheduler), *((key, _by_value(value)) for key, value in scheduler.config.items()))
-        )
+        values = [value if value.__class__ in _BY_VALUE else _by_value(value) for value in config.values()]
+        return _Frozen((type(scheduler), *config, *map(type, values), *values))
     except TypeError:
         return None
 
@@ -106,7 +107,6 @@ def _frozen(scheduler: AnyFacade) -> Any:
 def _by_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_by_value, cast("list[Any]", value)))
-    hash(value)
     return type(value), value
 
 

@@ -26,7 +26,7 @@ class RespacingFacade(IndexedFacade):
 
     def _configured(self) -> None:
         flags = [f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")]
-        flags = [flag for flag in flags if self._options.get(flag)]
+        flags = [flag for flag in flags if self._option(flag)]
         if len(flags) > 1:
             raise ValueError(f"{flags[0]} and {flags[1]} are both set: at most one can respace the sigmas.")
         super()._configured()
@@ -39,7 +39,7 @@ class RespacingFacade(IndexedFacade):
 
     @property
     def _respacing(self) -> str | None:
-        return next((name for name, (_, flag) in _RESPACINGS.items() if self._options.get(flag)), None)
+        return next((name for name, (_, flag) in _RESPACINGS.items() if self._option(flag)), None)
 
     def _respaced(self, name: str, sigmas: Float64, steps: int) -> Float64:
         """Karras, exponential, beta or lu levels between the same ends, or the config's."""
@@ -74,4 +74,4 @@ class RespacedFacade(RespacingFacade, Facade):
 
     @property
     def _last_sigma(self) -> float:
-        return self._schedule.sigma_min if self._options.get("final_sigmas_type") == "sigma_min" else 0.0
+        return self._schedule.sigma_min if self._option("final_sigmas_type") == "sigma_min" else 0.0

@@ -65,10 +65,10 @@ class SigmaFacade(RespacedFacade):
         timestep
             One of ``timesteps``; looked up before the first step, then not read.
         """
+        self.is_scale_input_called = True
         index = self._index(timestep)
         scaled = scale_input(self._plan(), index, sample)
         self._point(index)
-        self.is_scale_input_called = True
         return scaled
 
     @property

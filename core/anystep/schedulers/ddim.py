@@ -10,7 +10,6 @@ from anystep._update import matching
 from anystep.samplers import DDIM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import DDIMSchedulerOutput
 from anystep.schedulers._remembered import remembered
@@ -179,7 +178,7 @@ class DDIMScheduler(AlphaFacade):
                 )
             matching(sample, model_output, "model_output")  # before a generator has moved on
             noise = draw(model_output, generator, row) if variance_noise is None else variance_noise
-        return answer(DDIMSchedulerOutput, *self._run(plan, row, sample, model_output, noise), return_dict)
+        return self._answer(DDIMSchedulerOutput, plan, row, sample, model_output, noise, return_dict)
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Any:
         """Posterior variance between two timesteps, as pipelines ask for it."""

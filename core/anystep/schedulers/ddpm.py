@@ -13,7 +13,6 @@ from anystep.levels import check_descending
 from anystep.samplers import DDPM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import DDPMSchedulerOutput
 from anystep.schedulers._remembered import remembered
@@ -199,7 +198,7 @@ class DDPMScheduler(AlphaFacade):
             noise = draw(model_output, generator, row)
             if predicted is not None:
                 noise = self._learned(predicted, noise, t)
-        return answer(DDPMSchedulerOutput, *self._run(plan, row, sample, model_output, noise), return_dict)
+        return self._answer(DDPMSchedulerOutput, plan, row, sample, model_output, noise, return_dict)
 
     def _split(self, model_output: Array, sample: Array) -> tuple[Array, Array | None]:
         """The prediction and the learned variance."""

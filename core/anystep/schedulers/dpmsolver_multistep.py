@@ -9,6 +9,7 @@ from anystep._array import Array, Float64, kind
 from anystep._checks import MOST_STEPS, integer, reals
 from anystep._draw import draw
 from anystep._update import State, matching, update
+from anystep.plan import Plan
 from anystep.samplers._held_dpm import HeldDPMSolver
 from anystep.samplers.dpm_solver import DPMSolver
 from anystep.schedulers._config import register_to_config
@@ -134,6 +135,7 @@ class DPMSolverMultistepScheduler(LambdaFacade):
             if self.config[key] in others:
                 self.register_to_config(**{key: others[self.config[key]]})
         config = self.config
+        self._learned = (config["variance_type"] or "").startswith("learned")
         choice("algorithm_type", config["algorithm_type"], _ALGORITHMS, NotImplementedError)
         choice("solver_type", config["solver_type"], ("midpoint", "heun"), NotImplementedError)
         if self._integrand == "noise" and config["final_sigmas_type"] == "zero":
@@ -214,18 +216,17 @@ class DPMSolverMultistepScheduler(LambdaFacade):
 
     @property
     def _default(self) -> HeldDPMSolver:
-        return self._sampler_of(self._run.index or 0)
+        return self._ended(self._first(self._run[0] or 0))
 
-    def _sampler_of(self, index: int) -> HeldDPMSolver:
-        """The method of the step at a row, with the history that there is."""
-        whole = min(len(self.model_outputs) - 1, 2)
-        # A whole history is the same wherever it began, but is not there in the first rows.
-        begun = 0 if index >= whole <= self.lower_order_nums else index - self.lower_order_nums
-        if (
-            begun not in self._plans
-        ):  # beside the plans, which are forgotten when the config or the levels change
-            self._plans[begun] = self._ended(begun)
-        return self._plans[begun]
+    def _first(self, index: int) -> int:
+        """Row at which the run began; a whole history is the same wherever, but is not there in the first rows."""
+        whole, held = min(len(self.model_outputs) - 1, 2), self.lower_order_nums
+        return 0 if index >= whole <= held else index - held
+
+    def _plan_at(self, index: int) -> Plan:
+        """The plan of the step at a row, with the history that there is."""
+        begun = self._first(index)
+        return self._plan_by((begun,), lambda: self._ended(begun))
 
     def _ended(self, begun: int) -> HeldDPMSolver:
         """The solver with the orders of the last steps."""
@@ -286,25 +287,26 @@ class DPMSolverMultistepScheduler(LambdaFacade):
             If a dtype or shape differs, noise is missing, or `set_timesteps` was not called. Nothing is changed then.
         """
         index = self._begun(timestep)
-        model_output = self._first_channels(model_output, sample)
-        matching(sample, model_output, "model_output")  # before a generator has moved on
-        sampler, noise = self._sampler_of(index), None
-        if sampler.solver.stochastic:
+        if self._learned:
+            model_output = self._first_channels(model_output, sample)
+        plan, noise = self._plan_at(index), None
+        if plan.noises:
+            matching(sample, model_output, "model_output")  # before a generator has moved on
             noise = self._noise(model_output, generator, index) if variance_noise is None else variance_noise
-        moved = self._advance(sampler, index, sample, model_output, noise)
-        return SchedulerOutput(moved) if return_dict else (moved,)
+        moved = self._advance(plan, index, sample, model_output, noise)
+        return SchedulerOutput.of((moved,)) if return_dict else (moved,)
 
     def _advance(
         self,
-        sampler: Any,
+        plan: Plan,
         index: int,
         sample: Array,
         model_output: Array,
-        noise: Array | None,
+        noise: Array | None = None,
         keeps: bool = True,
     ) -> Array:
-        moved = super()._advance(sampler, index, sample, model_output, noise, keeps)
-        latest = self._run.memory
+        moved = super()._advance(plan, index, sample, model_output, noise, keeps)
+        latest = self._run[1]
         self._remember(latest[0] if latest else model_output)
         return moved
 
@@ -317,7 +319,7 @@ class DPMSolverMultistepScheduler(LambdaFacade):
         """The prediction without the learned variance beside it."""
         for array, name in ((sample, "sample"), (model_output, "model_output")):
             kind(array, name)
-        learned = (self.config["variance_type"] or "").startswith("learned") and model_output.ndim > 1
+        learned = self._learned and model_output.ndim > 1
         return model_output[:, : sample.shape[1], ...] if learned and sample.ndim > 1 else model_output
 
     # ------------------------------------------------------------------ parts of a step
@@ -338,7 +340,7 @@ class DPMSolverMultistepScheduler(LambdaFacade):
         """
         sample = _sample(args, 1, sample)
         model_output = self._first_channels(model_output, sample)
-        plan, index = self._plan(self._default), self._current
+        plan, index = self._plan_at(self._current), self._current
         memory = (*self._earlier, *(sample,) * plan.memories)[: plan.memories]
         noise = sample if plan.noises else None
         return update(plan, index, State(sample, memory), model_output, noise).memory[0]
@@ -378,11 +380,11 @@ class DPMSolverMultistepScheduler(LambdaFacade):
 
     @property
     def _current(self) -> int:
-        if self._run.index is None:
+        if self._run[0] is None:
             raise ValueError(
                 "step_index=None: no step has been taken yet; call step, or _init_step_index(timestep)."
             )
-        return self._run.index
+        return self._run[0]
 
     def _part(self, estimates: Sequence[Array], order: int, sample: Array, noise: Array | None) -> Array:
         sampler = self._held(self._solver(order_max=order), self._current - order + 1)

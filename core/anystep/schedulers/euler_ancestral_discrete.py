@@ -8,7 +8,6 @@ from anystep._draw import draw
 from anystep._update import matching
 from anystep.samplers import EulerAncestral
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._indexed import reject_integer
 from anystep.schedulers._mixin import KarrasDiffusionSchedulers
 from anystep.schedulers._outputs import EulerAncestralDiscreteSchedulerOutput
 from anystep.schedulers._sigma import SigmaFacade
@@ -50,6 +49,8 @@ class EulerAncestralDiscreteScheduler(SigmaFacade):
     deviations: ClassVar[Mapping[str, str]] = {
         "linspace-single-step": "a single linspace step starts at timestep 0",
     }
+
+    _rejects_integers = True
 
     @register_to_config
     def __init__(
@@ -108,12 +109,11 @@ class EulerAncestralDiscreteScheduler(SigmaFacade):
         ValueError
             If the timestep is an integer, or a shape differs. Nothing is changed then.
         """
-        reject_integer(self, "step", timestep)
         index = self._index(timestep)
         plan = self._plan()
         matching(sample, model_output, "model_output")  # before a generator has moved on
         noise = draw(model_output, generator, index)
         used = noise if plan.noises and plan.stochastic[index] else None
         return self._answer(
-            EulerAncestralDiscreteSchedulerOutput, None, index, sample, model_output, used, return_dict
+            EulerAncestralDiscreteSchedulerOutput, plan, index, sample, model_output, return_dict, used
         )

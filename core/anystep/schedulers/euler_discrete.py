@@ -70,6 +70,8 @@ class EulerDiscreteScheduler(SigmaFacade):
     }
     _ends: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max")
 
+    _rejects_integers = True
+
     @register_to_config
     def __init__(
         self,
@@ -201,13 +203,12 @@ class EulerDiscreteScheduler(SigmaFacade):
         ValueError
             If the timestep is an integer, or a shape differs. Nothing is changed then.
         """
-        reject_integer(self, "step", timestep)
         index = self._index(timestep)
         if s_churn.__class__ is not float or s_churn:  # not the usual 0.0
             s_churn = number("s_churn", s_churn)
         if not s_churn:
             return self._answer(
-                EulerDiscreteSchedulerOutput, None, index, sample, model_output, None, return_dict
+                EulerDiscreteSchedulerOutput, self._plan(), index, sample, model_output, return_dict
             )
         others = {"s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         s_tmin, s_tmax, s_noise = (number(name, value) for name, value in others.items())
@@ -218,7 +219,7 @@ class EulerDiscreteScheduler(SigmaFacade):
         noise = draw(model_output, generator, index) if raised > level else None
         plan = self._plan(sampler)
         used = noise if plan.noises and plan.stochastic[index] else None
-        moved = self._advance(sampler, index, sample, model_output, used)
+        moved = self._advance(plan, index, sample, model_output, used)
 
         def estimated() -> Array:
             if noise is None:

@@ -75,6 +75,8 @@ class FlowMatchEulerDiscreteScheduler(FlowFacade):
         "foreign-ends": "respaced sigmas heed sigma_min and sigma_max left by another class",
     }
 
+    _rejects_integers = True
+
     @register_to_config
     def __init__(
         self,
@@ -187,22 +189,23 @@ class FlowMatchEulerDiscreteScheduler(FlowFacade):
         TypeError, ValueError
             If the timestep is an integer, or a dtype or shape differs. Nothing is changed then.
         """
-        reject_integer(self, "step", timestep)
         if per_token_timesteps is None and not self._stochastic:
-            moved = self._advance(None, self._index(timestep), sample, model_output, None)
+            moved = self._advance(self._plan(), self._index(timestep), sample, model_output)
             return FlowMatchEulerDiscreteSchedulerOutput.of((moved,)) if return_dict else (moved,)
         matching(sample, model_output, "model_output")  # before a generator has moved on
-        index = self._run.index
+        index = self._run[0]
         # Tokens find their levels by themselves, also after the last step of the others.
         if index is None or per_token_timesteps is None:
             index = self._index(timestep)
+        else:
+            reject_integer(self, "step", timestep)
         noise = None
         if self._stochastic:
             found = kind(sample)
             noise = draw(found.xp.astype(sample, found.work, copy=False), generator, index)
         if per_token_timesteps is None:
             plan = self._plan()
-            moved = self._advance(None, index, sample, model_output, noise if plan.noises else None)
+            moved = self._advance(plan, index, sample, model_output, noise if plan.noises else None)
         else:
             moved = self._moved(model_output, sample, per_token_timesteps, noise)
             self._point(index + 1)

@@ -138,7 +138,7 @@ class HeunDiscreteScheduler(SigmaFacade):
         self._take(len(times), times, chain, device)
 
     def _by_call(self, times: Float64, chain: Float64) -> tuple[Float64, Float64]:
-        return np.append(times[0], times[1:].repeat(2)), chain.repeat(2)[1:-1]
+        return times.repeat(2)[1:], chain.repeat(2)[1:-1]
 
     def _by_step(self) -> tuple[Float64, Float64]:
         return self._times[::2], np.append(self._sigmas[::2], self._sigmas[-1])
@@ -178,8 +178,8 @@ class HeunDiscreteScheduler(SigmaFacade):
         index = self._index(timestep)
         corrects = not self.state_in_first_order
         late = corrects != bool(index % 2)
-        sampler = LateHeun(corrects) if late else None
+        plan = self._plan(LateHeun(corrects) if late else None)
         keeps = not corrects and not (late and "heun-begin" in self._corrections)
         return self._answer(
-            HeunDiscreteSchedulerOutput, sampler, index, sample, model_output, None, return_dict, keeps
+            HeunDiscreteSchedulerOutput, plan, index, sample, model_output, return_dict, keeps=keeps
         )

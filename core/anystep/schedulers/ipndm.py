@@ -158,5 +158,6 @@ class IPNDMScheduler(IndexedFacade):
         TypeError, ValueError
             If a dtype or shape differs. Nothing is changed then.
         """
-        moved = self._advance(self._default, self._index(timestep), sample, model_output, None)
+        plan = self._plan_by((len(self._earlier),), lambda: self._default)
+        moved = self._advance(plan, self._index(timestep), sample, model_output)
         return SchedulerOutput.of((moved,)) if return_dict else (moved,)

@@ -78,7 +78,7 @@ class LMSDiscreteScheduler(SigmaFacade):
 
     @property
     def _default(self) -> ShortLMS:
-        return self._sampler(4, self._run.index or 0)
+        return self._sampler(4, self._run[0] or 0)
 
     def _sampler(self, order: int, index: int) -> ShortLMS:
         """The step of a row: diffusers appends to the history, then drops one call if there are more than ``order``."""
@@ -148,7 +148,8 @@ class LMSDiscreteScheduler(SigmaFacade):
             If ``order`` is no such integer, or a shape differs. Nothing is changed then.
         """
         index = self._index(timestep)
-        sampler = self._sampler(integer("order", order), index)
-        return self._answer(
-            LMSDiscreteSchedulerOutput, sampler, index, sample, model_output, None, return_dict
-        )
+        order = order if order.__class__ is int and order > 0 else integer("order", order)
+        # A whole history is the same in every row.
+        key = order, len(self._earlier), min(index + 1, order)
+        plan = self._plan_by(key, lambda: self._sampler(order, index))
+        return self._answer(LMSDiscreteSchedulerOutput, plan, index, sample, model_output, return_dict)

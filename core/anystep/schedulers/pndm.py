@@ -234,13 +234,20 @@ class PNDMScheduler(AlphaFacade):
 
     def _plms(self, counter: int, told: int, known: int) -> _Call:
         """The multistep call of that number, with so many earlier outputs known."""
-        corrected = "pndm-previous-timestep" in self._corrections
         if counter == 1:
-            above = self._grid[self._grid > told]
-            start = int(above[-1]) if corrected and len(above) else told + self._stride
-            return _Call("improve", told, start, told)
-        end = int(self._next_of(told)) if corrected else told - self._stride
-        return _Call(f"plms{min(known, 3) + 1}", told, told, end)
+            return self._improve(told)
+        return _Call(f"plms{min(known, 3) + 1}", told, told, int(self._multistep_end(told)))
+
+    def _improve(self, told: int) -> _Call:
+        """The second call of a warm-up without Runge-Kutta, at the level where its step ends."""
+        above = self._grid[self._grid > told]
+        corrected = "pndm-previous-timestep" in self._corrections and len(above)
+        return _Call("improve", told, int(above[-1]) if corrected else told + self._stride, told)
+
+    def _multistep_end(self, told: Any) -> Any:
+        """Where multisteps from these timesteps end."""
+        corrected = "pndm-previous-timestep" in self._corrections
+        return self._next_of(told) if corrected else told - self._stride
 
     def _begun(self, told: int) -> _Call | None:
         """The call of a run that began at a later timestep, if that is corrected: Euler, then multisteps; None for any other.
@@ -269,11 +276,14 @@ class PNDMScheduler(AlphaFacade):
 
     def _plan_run(self) -> None:
         """Make the plan of a whole run."""
-        calls = [self._prk(i, int(t)) for i, t in enumerate(self.prk_timesteps)]
-        known, skip = len(calls) // 4, self.config["skip_prk_steps"]
-        for i, t in enumerate(self.plms_timesteps, len(calls)):
-            calls.append(self._plms(i, int(t), known))
-            known += not (skip and i == 1)
+        calls = [self._prk(i, t) for i, t in enumerate(self.prk_timesteps.tolist())]
+        known, told = len(calls) // 4, self.plms_timesteps
+        for t, end in zip(told.tolist(), self._multistep_end(told).tolist(), strict=True):
+            if len(calls) == 1:  # no Runge-Kutta
+                calls.append(self._improve(t))
+            else:
+                calls.append(_Call(f"plms{min(known, 3) + 1}", t, t, end))
+                known += 1
         plan = self._make_calls(calls)
         self._call_plans = {call: (plan, row) for row, call in enumerate(calls)}
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
@@ -22,7 +22,9 @@ from anystep.schedulers._outputs import SchedulerOutput
 from anystep.schedulers._remembered import remembered
 from anystep.spacings.flow import dynamic_shift, shift_flow, stretch_to_terminal
 from anystep.spacings.open_end import open_flow_down
-from anystep.thresholding import Threshold
+
+if TYPE_CHECKING:
+    from anystep.thresholding import Threshold
 
 __all__ = ["UniPCMultistepScheduler"]
 
@@ -158,6 +160,7 @@ class UniPCMultistepScheduler(LambdaFacade):
         self.predict_x0 = bool(config["predict_x0"])
         self.disable_corrector: Sequence[int] = list(config["disable_corrector"])
         self.solver_p = config["solver_p"]
+        self._lowers = bool(config["lower_order_final"])
         super()._configured()
 
     @property
@@ -201,11 +204,12 @@ class UniPCMultistepScheduler(LambdaFacade):
         ValueError
             If mu or sigmas are missing or not wanted, or a value is out of range. Nothing is changed then.
         """
-        before = dict(vars(self))
+        solver_p = self.solver_p
+        before = {} if solver_p is None else dict(vars(self))
         self._set_levels(num_inference_steps, device, sigmas, mu)
-        if self.solver_p is not None:
+        if solver_p is not None:
             try:
-                self.solver_p.set_timesteps(self.num_inference_steps, device=device)
+                solver_p.set_timesteps(self.num_inference_steps, device=device)
             except BaseException:
                 vars(self).update(before)
                 raise
@@ -285,13 +289,13 @@ class UniPCMultistepScheduler(LambdaFacade):
         return "x0" if self.predict_x0 else "noise"
 
     @property
-    def _threshold(self) -> Threshold | None:
+    def _threshold(self) -> "Threshold | None":
         heeded = self.predict_x0 or "unipc-noise-threshold" in self._corrections
         return super()._threshold if heeded else None
 
     @property
     def _default(self) -> LateUniPC:
-        return self._sampler(self._run.index or 0)
+        return self._sampler(self._run[0] or 0)
 
     def _sampler(self, index: int) -> LateUniPC:
         config = self.config
@@ -307,7 +311,7 @@ class UniPCMultistepScheduler(LambdaFacade):
     def _first(self, index: int) -> int:
         """Row at which the run began; a whole history is the same whenever it did."""
         held = self.lower_order_nums
-        return max(0, index - held) if held < self.config["solver_order"] else 0
+        return max(0, index - held) if held < len(self.model_outputs) else 0
 
     @property
     def _earlier(self) -> tuple[Array, ...]:
@@ -339,10 +343,9 @@ class UniPCMultistepScheduler(LambdaFacade):
         TypeError, ValueError
             If a dtype or shape differs, or `set_timesteps` was not called. Nothing is changed then.
         """
-        index, config = self._begun(timestep), self.config
-        moved = self._moved(self._plan_at(index), index, sample, model_output)
-        corrected, estimate = moved.memory[:2]
-        prev_sample = moved.x
+        index = self._begun(timestep)
+        prev_sample, memory = self._moved(self._plan_at(index), index, sample, model_output)
+        corrected, estimate, *_ = memory
         if self.solver_p is not None:
             prev_sample = self.solver_p.step(model_output, timestep, corrected).prev_sample
         # Nothing is raised from here on.
@@ -350,21 +353,19 @@ class UniPCMultistepScheduler(LambdaFacade):
         self._remember(estimate)
         self.timestep_list = [*self.timestep_list[1:], timestep]
         self.last_sample = corrected
-        left = len(self._times) - index if config["lower_order_final"] else config["solver_order"]
-        self.this_order = min(left, self.lower_order_nums)
+        left, held = len(self._times) - index, self.lower_order_nums
+        self.this_order = left if left < held and self._lowers else held
         return SchedulerOutput.of((prev_sample,)) if return_dict else (prev_sample,)
 
     def _plan_at(self, index: int) -> Plan:
         """The plan of a step, found again without making its sampler."""
         key = (self._first(index), *self.disable_corrector)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._plan(self._sampler(index))
-        return plan
+        return self._plan_by(key, lambda: self._sampler(index))
 
     def _moved(self, plan: Plan, index: int, sample: Array, model_output: Array) -> State:
-        memory = (*self._earlier, *(sample,) * plan.memories)[: plan.memories]
-        return update(plan, index, State(sample, memory), model_output)
+        memory, count = self._earlier, plan.memories
+        memory = memory[:count] if len(memory) >= count else (*memory, *(sample,) * (count - len(memory)))
+        return update(plan, index, (sample, memory), model_output)
 
     # ------------------------------------------------------------------ parts of a step
 
@@ -446,11 +447,10 @@ class UniPCMultistepScheduler(LambdaFacade):
 
     @property
     def _current(self) -> int:
-        if self._run.index is None or self._run.index >= len(self._times):
-            raise ValueError(
-                f"step_index={self._run.index}: no step begins there; call set_timesteps, then step."
-            )
-        return self._run.index
+        index = self._run[0]
+        if index is None or index >= len(self._times):
+            raise ValueError(f"step_index={index}: no step begins there; call set_timesteps, then step.")
+        return index
 
     def _order(self, order: Any, most: int) -> int:
         """A number of estimates that ``model_outputs`` has."""

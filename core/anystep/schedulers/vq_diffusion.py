@@ -13,7 +13,7 @@ from anystep.schedulers._config import register_to_config
 from anystep.schedulers._facade import AnyFacade
 from anystep.schedulers._outputs import VQDiffusionSchedulerOutput
 from anystep.schedules.vq import MaskAndReplace, TokenStep, Transition
-from anystep.spacings.time import trailing
+from anystep.spacings._timesteps import trailing
 from anystep.tokens import (
     apply_transition,
     gumbel_max,
