@@ -1007,15 +1007,15 @@ MUTANTS = [
     Mutant(
         "half-precision-not-widened",
         "backends/anystep_backends/_torch_fused.py",
-        "return whole([array.float() if k in reads else array for k, array in enumerate(arrays)])",
-        "return whole(arrays)",
+        'writer(*(f"v{k} = v{k}.float()" for k in sorted(reads)))',
+        'writer(*(f"v{k} = v{k}" for k in sorted(reads)))',
         ("test_fused.py::test_half_precision_is_rounded_once",),
     ),
     Mutant(
-        "half-precision-over-a-kept-sample",
+        "fused-torch-over-a-kept-sample",
         "backends/anystep_backends/_torch_fused.py",
-        "over = donate and 0 not in moves.values()",
-        "over = donate",
+        "over = 0 not in moves.values()",
+        "over = True",
         ("test_fused.py::test_donated_memory",),
     ),
     Mutant(

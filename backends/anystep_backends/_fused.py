@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from anystep import Plan, State
@@ -88,22 +88,22 @@ class Writer:
 
     def function(self, head: str, names: Mapping[str, Any]) -> Any:
         """The statements as a function with this head, which knows the names."""
-        lines = [f"def made({', '.join([f'c{n}' for n in range(len(self.numbers))])}):", f"    def {head}:"]
-        lines += [f"        {line}" for line in self.lines]
-        make = _executed("\n".join([*lines, f"    return {head.partition('(')[0]}"]), tuple(names))
-        return make(*names.values())(*self.numbers)
+        return _executed(head, tuple(self.lines), len(self.numbers), tuple(names))(
+            *names.values(), *self.numbers
+        )
 
 
-@cache
-def _executed(source: str, names: tuple[str, ...]) -> Any:
+@lru_cache(maxsize=1024)
+def _executed(head: str, lines: tuple[str, ...], numbers: int, names: tuple[str, ...]) -> Any:
+    known = ", ".join([*names, *(f"c{n}" for n in range(numbers))])
+    body = "".join(f"        {line}\n" for line in lines)
     found: dict[str, Any] = {}
-    inner = "\n".join(f"    {line}" for line in source.splitlines())
-    exec(f"def make({', '.join(names)}):\n{inner}\n    return made\n", found)
+    exec(f"def make({known}):\n    def {head}:\n{body}    return {head.partition('(')[0]}\n", found)
     return found["make"]
 
 
 Write: TypeAlias = Callable[[Writer, Row, str, str], None]
-"""Writes the statements that leave a row in a variable: writer, row, variable, and " out" where there is an array for it."""
+"""Writes the statements that leave a row in a variable: writer, row, variable, and the name of what is written to, or ""."""
 
 
 def combined(row: Row, count: int, write: Write, names: Mapping[str, Any]) -> Combination:
@@ -136,18 +136,42 @@ def given(plan: Plan, i: int) -> int:
 
 
 def flat(
-    count: int, made: Sequence[Output], write: Write, names: Mapping[str, Any], other: tuple[str, Step]
+    count: int,
+    made: Sequence[Output],
+    write: Write,
+    names: Mapping[str, Any],
+    large: str,
+    other: Callable[[], Step],
 ) -> Step:
-    """A call of ``count`` arrays in one function; where the condition ``other[0]`` holds, ``other[1]`` does it."""
+    """A call of ``count`` arrays in one function.
+
+    What is given up, or large and more than one operation, goes to the step that ``other`` makes when it is first needed.
+    """
     writer, results = Writer(), [""] * len(made)
-    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
-    writer(f"if {other[0]}:", "    return other(arrays, donate)")
     for number, source in made:
         results[number] = f"v{source if isinstance(source, int) else count + number}"
         if not isinstance(source, int):
             write(writer, source, results[number], "")
-    writer(f"return state_of(({results[0]}, ({''.join(f'{name}, ' for name in results[1:])})))")
-    return writer.function("step(arrays, donate)", {**names, "state_of": state_of, "other": other[1]})
+    condition = f"donate or {large}" if len(writer.lines) > 1 else "donate"
+    writer.lines[:0] = [
+        f"{''.join([f'v{k}, ' for k in range(count)])} = arrays",
+        f"if {condition}: return other(arrays, donate)",
+    ]
+    writer(f"return state_of(({results[0]}, ({''.join([f'{name}, ' for name in results[1:]])})))")
+    return writer.function(
+        "step(arrays, donate)", {**names, "state_of": state_of, "other": _when_needed(other)}
+    )
+
+
+def _when_needed(make: Callable[[], Step]) -> Step:
+    made: list[Step] = []
+
+    def step(arrays: Sequence[Any], donate: bool) -> State:
+        if not made:
+            made.append(make())
+        return made[0](arrays, donate)
+
+    return step
 
 
 def stepper(made: Sequence[Output], combination: Callable[[Row], Combination]) -> Step:

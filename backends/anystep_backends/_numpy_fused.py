@@ -30,8 +30,11 @@ def fuse(plan: Plan, i: int, x: Values) -> Step | None:
         return None
     dtype, count, made = x.dtype, given(plan, i), outputs(plan, i)
     write, known = partial(_write, dtype), count + (len(made) if len(made) > 1 else 0)
-    large = stepper(made, lambda row: _combination(row, dtype, combined(row, known, write, _UFUNCS)))
-    return flat(count, made, write, _UFUNCS, (f"donate or v0.size >= {LARGE}", large))
+
+    def large() -> Step:
+        return stepper(made, lambda row: _combination(row, dtype, combined(row, known, write, _UFUNCS)))
+
+    return flat(count, made, write, _UFUNCS, f"v0.size >= {LARGE}", large)
 
 
 _UFUNCS = {"add": np.add, "multiply": np.multiply, "subtract": np.subtract}

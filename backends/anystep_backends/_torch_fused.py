@@ -19,18 +19,16 @@ from anystep._combination import Row
 from anystep._update import state_of
 
 from ._chained import chained
-from ._fused import Combination, Form, Output, Step, Writer, combined, flat, given, outputs, stepper
+from ._fused import Form, Output, Step, Writer, flat, given, outputs
 
 __all__ = ["fuse"]
 
 Tensors = Sequence[torch.Tensor]
 
-BLOCK = 2**17
-"""Elements that are summed at a time, for each thread."""
-HALF_BLOCK = 2**18
-"""Elements that are widened, summed and rounded at a time, for each thread."""
+BLOCK = 2**18
+"""Elements of a block, for each thread."""
 LARGE = 2**19
-"""Elements from which blocks are faster, where each block needs room beside its result."""
+"""Elements from which blocks are faster, where a call is more than one kernel."""
 
 
 def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
@@ -39,12 +37,9 @@ def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
         return None
     half = x.dtype in (torch.float16, torch.bfloat16)
     count, made = given(plan, i), chained(plan, i) if plan.memories else outputs(plan, i)
-    if half:
-        step = _half(count, made, partial(_write, torch.float32))
-    else:
-        write, known = partial(_write, x.dtype), count + (len(made) if len(made) > 1 else 0)
-        step = stepper(made, lambda row: partial(_in_blocks, combined(row, known, write, _KERNELS)))
-        step = flat(count, made, write, _KERNELS, ("donate", step))
+    into = partial(_into, count, made, x.dtype, half)
+    large = f"v0.numel() >= {LARGE}"
+    step = into() if half else flat(count, made, partial(_write, x.dtype), _KERNELS, large, into)
     make = _triton() if x.is_cuda else None
     return step if make is None else make(plan, i, step)
 
@@ -91,42 +86,50 @@ def _write(dtype: torch.dtype, writer: Writer, row: Row, total: str, out: str) -
             (first, ratio), *others = others
             writer(f"u = add({v}, v{first}, alpha={number(ratio)})")
             writer(*(f"u.add_(v{k}, alpha={number(value)})" for k, value in others))
-            v, place = "u", f", out=u if {out} is None else {out}" if out else ", out=u"
+            v, place = "u", place or ", out=u"
         writer(f"{total} = add(v{row.base}, {v}, alpha={number(c)}{place})")
     writer(*(f"{total}.add_(v{k}, alpha={number(value)})" for k, value in (*rest, *row.late)))
     if scale != 1.0:
         writer(f"{total}.mul_({scalar(scale)})")
 
 
-def _half(count: int, made: Sequence[Output], write: Any) -> Step:
-    """Half precision: arrays are widened once for all outputs, summed in float32, and each output is rounded once."""
+def _into(count: int, made: Sequence[Output], dtype: torch.dtype, half: bool) -> Step:
+    """A call of ``count`` arrays that writes to arrays made for it, or to the sample.
+
+    Half precision is widened once for all outputs, summed in float32, and each output is rounded once. Large arrays are
+    done in blocks, whose intermediate sums stay in a cache.
+    """
     sums = {number: source for number, source in made if not isinstance(source, int)}
     moves = {number: source for number, source in made if isinstance(source, int)}
-    reads = {k for row in sums.values() for k in Form.of(row).reads if k < count}
     writer = Writer()
-    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
+    writer(
+        f"{''.join(f'v{k}, ' for k in range(count))} = arrays", f"{''.join(f'e{n}, ' for n in sums)} = ends"
+    )
+    if half:
+        reads = {k for row in sums.values() for k in Form.of(row).reads if k < count}
+        writer(*(f"v{k} = v{k}.float()" for k in sorted(reads)))
+    begun = len(writer.lines)
     for number, row in sums.items():
-        write(writer, row, f"v{count + number}", "")
-    writer(f"return {''.join(f'v{count + number}, ' for number in sums)}")
-    whole = writer.function("whole(arrays)", _KERNELS)
-
-    def wide(arrays: Tensors) -> list[torch.Tensor]:
-        return whole([array.float() if k in reads else array for k, array in enumerate(arrays)])
+        _write(
+            torch.float32 if half else dtype, writer, row, f"v{count + number}", "" if half else f"e{number}"
+        )
+        if half:
+            writer(f"e{number}.copy_(v{count + number})")
+    kernels = len(writer.lines) - begun
+    whole = writer.function("whole(arrays, ends)", _KERNELS)
+    over = 0 not in moves.values()  # else a memory keeps the sample
 
     def step(arrays: Tensors, donate: bool) -> State:
         x = arrays[0]
-        over = donate and 0 not in moves.values()  # else a memory keeps it
-        if _fits(arrays):
-            found = {n: total.to(x.dtype) for n, total in zip(sums, wide(arrays), strict=True)}
-            found[0] = x.copy_(found[0]) if over else found[0]
+        found = {n: x if n == 0 and donate and over else torch.empty_like(x) for n in sums}
+        ends = [*found.values()]
+        if _fits(arrays) or kernels == 1:
+            whole(arrays, ends)
         else:
-            found = {n: x if n == 0 and over else torch.empty_like(x) for n in sums}
-            size = HALF_BLOCK * torch.get_num_threads()
-            ends = zip(*(array.view(-1).split(size) for array in found.values()), strict=True)
-            parts = zip(*(array.view(-1).split(size) for array in arrays), strict=True)
-            for end, part in zip(ends, parts, strict=True):
-                for one, total in zip(end, wide(part), strict=True):
-                    one.copy_(total)
+            size = BLOCK * torch.get_num_threads()
+            split = (zip(*(one.view(-1).split(size) for one in some), strict=True) for some in (arrays, ends))
+            for parts in zip(*split, strict=True):
+                whole(*parts)
         first, *others = [found[n] if n in found else arrays[moves[n]] for n in range(len(made))]
         return state_of((first, tuple(others)))
 
@@ -140,13 +143,3 @@ def _fits(arrays: Tensors) -> bool:
         or arrays[0].device.type != "cpu"
         or any(array.requires_grad or not array.is_contiguous() for array in arrays)
     )
-
-
-def _in_blocks(combination: Combination, arrays: Tensors, out: torch.Tensor | None) -> torch.Tensor:
-    """A combination that needs room beside its result, done piece by piece where that would not fit a cache."""
-    if out is None or _fits(arrays):
-        return combination(arrays, out)
-    size = BLOCK * torch.get_num_threads()
-    for end, *parts in zip(*(array.view(-1).split(size) for array in (out, *arrays)), strict=True):
-        combination(parts, end)
-    return out
