@@ -57,7 +57,8 @@ def own_loop(plan: Plan, entry: Library, shape: tuple[int, ...], dtype: str, don
     kept = entry.array(start, dtype)
 
     def prepare() -> Callable[[], object]:
-        x = entry.array(start, dtype) if donate else kept
+        x = kept + 0 if donate else kept  # an array of the library's own, which can be given up
+        entry.wait(x)
         state = init(plan, x)
 
         def go() -> object:

@@ -225,8 +225,9 @@ class DPMSolverMultistepScheduler(LambdaFacade):
 
     def _plan_at(self, index: int) -> Plan:
         """The plan of the step at a row, with the history that there is."""
-        begun = self._first(index)
-        return self._plan_by((begun,), lambda: self._ended(begun))
+        key = (self._first(index),)
+        plan = self._plans.get(key)
+        return plan if plan is not None else self._plan_by(key, lambda: self._ended(*key))
 
     def _ended(self, begun: int) -> HeldDPMSolver:
         """The solver with the orders of the last steps."""
@@ -294,21 +295,9 @@ class DPMSolverMultistepScheduler(LambdaFacade):
             matching(sample, model_output, "model_output")  # before a generator has moved on
             noise = self._noise(model_output, generator, index) if variance_noise is None else variance_noise
         moved = self._advance(plan, index, sample, model_output, noise)
-        return SchedulerOutput.of((moved,)) if return_dict else (moved,)
-
-    def _advance(
-        self,
-        plan: Plan,
-        index: int,
-        sample: Array,
-        model_output: Array,
-        noise: Array | None = None,
-        keeps: bool = True,
-    ) -> Array:
-        moved = super()._advance(plan, index, sample, model_output, noise, keeps)
         latest = self._run[1]
         self._remember(latest[0] if latest else model_output)
-        return moved
+        return SchedulerOutput.of((moved,)) if return_dict else (moved,)
 
     @staticmethod
     def _noise(model_output: Array, generator: Any, index: int) -> Array:
