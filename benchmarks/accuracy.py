@@ -21,6 +21,7 @@ from anystep import (
     RectifiedFlow,
     State,
     Timesteps,
+    UniPC,
     init,
     update,
 )
@@ -67,11 +68,16 @@ def _pairs() -> dict[str, tuple[Callable[[int], Plan], str, dict[str, Any]]]:
             "DPMSolverMultistepScheduler",
             {"lower_order_final": False},
         ),
+        "UniPC 2": (
+            of(UniPC(), lambda n: Timesteps(_rounded(n)).levels(linear, n)),
+            "UniPCMultistepScheduler",
+            {},
+        ),
     }
 
 
 def _rounded(steps: int) -> Any:
-    """The integer timesteps of diffusers' DPM-Solver."""
+    """The integer timesteps of diffusers' DPM-Solver and UniPC."""
     return np.linspace(0, 999, steps + 1).round()[::-1][:-1]
 
 
@@ -156,8 +162,9 @@ class _Case:
         import torch
 
         kind_of = getattr(torch, self.dtype)
-        found = self._loop(_diffusers(scheduler, config), lambda v: torch.from_numpy(v).to(kind_of))
-        return found.double().numpy()
+        # A batch of one: its UniPC takes no samples without a batch.
+        found = self._loop(_diffusers(scheduler, config), lambda v: torch.from_numpy(v[None]).to(kind_of))
+        return found.double().numpy()[0]
 
     def check(self, scheduler: str, config: dict[str, Any], name: str) -> None:
         """Both are the same method: told by anystep's facade in float64, which is not rounded."""

@@ -50,9 +50,7 @@ COUNTS = {
     "RePaintScheduler": Counts(8, made=5),
     "ScoreSdeVeScheduler": Counts(2),
     "ScoreSdeVpScheduler": Counts(3),
-    "UniPCMultistepScheduler": Counts(
-        9, made=3
-    ),  # the estimate 2, by it the corrected sample 4, by both the next one 3
+    "UniPCMultistepScheduler": Counts(12, made=3),  # the sample 5, the corrected one 5 and the estimate 2
 }
 METHODS = ("step", "step_pred", "add_noise_to_input")
 

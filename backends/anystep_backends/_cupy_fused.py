@@ -11,14 +11,14 @@ import cupy as cp  # pyright: ignore[reportMissingImports]
 from anystep import Plan
 from anystep._combination import Row
 
-from ._fused import Combination, Form, Step, outputs, stepper
+from ._fused import Combination, Form, Step, stepper
 
 __all__ = ["fuse"]
 
 
 def fuse(plan: Plan, i: int, x: Any) -> Step | None:
     """Row ``i`` for arrays like ``x``; None where the plain path must do it."""
-    return stepper(outputs(plan, i), _combination) if x.__class__ is cp.ndarray else None
+    return stepper(plan, i, _combination) if x.__class__ is cp.ndarray else None
 
 
 def _combination(row: Row) -> Combination:

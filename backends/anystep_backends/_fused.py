@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,14 +13,13 @@ from anystep._update import state_of
 __all__ = [
     "Combination",
     "Form",
-    "Output",
     "Step",
     "Writer",
     "combined",
     "flat",
     "given",
-    "outputs",
     "stepper",
+    "unpacked",
 ]
 
 Combination: TypeAlias = Callable[[Sequence[Any], Any], Any]
@@ -109,25 +107,15 @@ Write: TypeAlias = Callable[[Writer, Row, str, str], None]
 def combined(row: Row, count: int, write: Write, names: Mapping[str, Any]) -> Combination:
     """One row as a function of (arrays, out), where there are ``count`` arrays."""
     writer = Writer()
-    writer(f"{''.join(f'v{k}, ' for k in range(count))} = arrays")
+    writer(f"{unpacked('v', range(count))} = arrays")
     write(writer, row, "total", "out")
     writer("return total")
     return writer.function("combination(arrays, out)", names)
 
 
-class Output(NamedTuple):
-    """One output of a call: where it goes, and what it is made of."""
-
-    number: int
-    """0 is the sample, 1 the first memory."""
-    source: int | Row
-    """The position of an array that is passed on, or a combination of positions: (x, m, memories, noises), then outputs."""
-
-
-def outputs(plan: Plan, i: int) -> list[Output]:
-    """The outputs of call ``i``, the sample last: memories may be made of an x that is then written to."""
-    first, *others = map(Output, itertools.count(), plan.outputs(i))
-    return [*others, first]
+def unpacked(letter: str, numbers: Iterable[int]) -> str:
+    """Variables that a sequence is unpacked into."""
+    return "".join([f"{letter}{n}, " for n in numbers])
 
 
 def given(plan: Plan, i: int) -> int:
@@ -136,25 +124,20 @@ def given(plan: Plan, i: int) -> int:
 
 
 def flat(
-    count: int,
-    made: Sequence[Output],
-    write: Write,
-    names: Mapping[str, Any],
-    large: str,
-    other: Callable[[], Step],
+    plan: Plan, i: int, write: Write, names: Mapping[str, Any], large: str, other: Callable[[], Step]
 ) -> Step:
-    """A call of ``count`` arrays in one function.
+    """Call ``i`` in one function.
 
     What is given up, or large and more than one operation, goes to the step that ``other`` makes when it is first needed.
     """
-    writer, results = Writer(), [""] * len(made)
-    for number, source in made:
-        results[number] = f"v{source if isinstance(source, int) else count + number}"
-        if not isinstance(source, int):
-            write(writer, source, results[number], "")
+    writer, outputs = Writer(), plan.outputs(i)
+    results = [f"v{one}" if isinstance(one, int) else f"o{n}" for n, one in enumerate(outputs)]
+    for one, result in zip(outputs, results, strict=True):
+        if not isinstance(one, int):
+            write(writer, one, result, "")
     condition = f"donate or {large}" if len(writer.lines) > 1 else "donate"
     writer.lines[:0] = [
-        f"{''.join([f'v{k}, ' for k in range(count)])} = arrays",
+        f"{unpacked('v', range(given(plan, i)))} = arrays",
         f"if {condition}: return other(arrays, donate)",
     ]
     writer(f"return state_of(({results[0]}, ({''.join([f'{name}, ' for name in results[1:]])})))")
@@ -174,20 +157,15 @@ def _when_needed(make: Callable[[], Step]) -> Step:
     return step
 
 
-def stepper(made: Sequence[Output], combination: Callable[[Row], Combination]) -> Step:
-    """A call as combinations; an array that is only passed on is passed on by reference."""
-    *others, (_, first) = [(n, one if isinstance(one, int) else combination(one)) for n, one in made]
+def stepper(plan: Plan, i: int, combination: Callable[[Row], Combination]) -> Step:
+    """Call ``i`` as combinations; an array that is only passed on is passed on by reference."""
+    first, *others = (one if isinstance(one, int) else combination(one) for one in plan.outputs(i))
     assert not isinstance(first, int)
-    if not others:
-        return lambda arrays, donate: state_of((first(arrays, arrays[0] if donate else None), ()))
-    keeps = any(one == 0 for _, one in others)
+    keeps = any(one == 0 for one in others)
 
     def step(arrays: Sequence[Any], donate: bool) -> State:
-        x, count = arrays[0], len(arrays)
-        known = [*arrays, *(x,) * len(made)]  # outputs take the places after the arrays
-        for number, one in others:
-            known[count + number] = known[one] if isinstance(one, int) else one(known, None)
-        moved = first(known, x if donate and not keeps else None)
-        return state_of((moved, tuple(known[count + 1 :])))
+        # Memories first: they may be made of an x that is then written to.
+        memory = tuple([arrays[one] if isinstance(one, int) else one(arrays, None) for one in others])
+        return state_of((first(arrays, arrays[0] if donate and not keeps else None), memory))
 
     return step

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from anystep import Plan
 from anystep._combination import Row
 
-from ._fused import Combination, Step, Writer, combined, flat, given, outputs, stepper
+from ._fused import Combination, Step, Writer, combined, flat, given, stepper
 
 __all__ = ["fuse"]
 
@@ -28,13 +28,13 @@ def fuse(plan: Plan, i: int, x: Values) -> Step | None:
     """Row ``i`` for arrays like ``x``; None where the plain path must do it."""
     if x.__class__ is not np.ndarray or x.dtype.char not in "fd":
         return None
-    dtype, count, made = x.dtype, given(plan, i), outputs(plan, i)
-    write, known = partial(_write, dtype), count + (len(made) if len(made) > 1 else 0)
+    dtype, count = x.dtype, given(plan, i)
+    write = partial(_write, dtype)
 
     def large() -> Step:
-        return stepper(made, lambda row: _combination(row, dtype, combined(row, known, write, _UFUNCS)))
+        return stepper(plan, i, lambda row: _combination(row, dtype, combined(row, count, write, _UFUNCS)))
 
-    return flat(count, made, write, _UFUNCS, f"v0.size >= {LARGE}", large)
+    return flat(plan, i, write, _UFUNCS, f"v0.size >= {LARGE}", large)
 
 
 _UFUNCS = {"add": np.add, "multiply": np.multiply, "subtract": np.subtract}

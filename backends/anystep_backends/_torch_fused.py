@@ -18,8 +18,7 @@ from anystep import Plan, State
 from anystep._combination import Row
 from anystep._update import state_of
 
-from ._chained import chained
-from ._fused import Form, Output, Step, Writer, flat, given, outputs
+from ._fused import Form, Step, Writer, flat, given, unpacked
 
 __all__ = ["fuse"]
 
@@ -36,10 +35,9 @@ def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
     if torch.compiler.is_compiling():
         return None
     half = x.dtype in (torch.float16, torch.bfloat16)
-    count, made = given(plan, i), chained(plan, i) if plan.memories else outputs(plan, i)
-    into = partial(_into, count, made, x.dtype, half)
+    into = partial(_into, plan, i, x.dtype, half)
     large = f"v0.numel() >= {LARGE}"
-    step = into() if half else flat(count, made, partial(_write, x.dtype), _KERNELS, large, into)
+    step = into() if half else flat(plan, i, partial(_write, x.dtype), _KERNELS, large, into)
     make = _triton() if x.is_cuda else None
     return step if make is None else make(plan, i, step)
 
@@ -93,28 +91,25 @@ def _write(dtype: torch.dtype, writer: Writer, row: Row, total: str, out: str) -
         writer(f"{total}.mul_({scalar(scale)})")
 
 
-def _into(count: int, made: Sequence[Output], dtype: torch.dtype, half: bool) -> Step:
-    """A call of ``count`` arrays that writes to arrays made for it, or to the sample.
+def _into(plan: Plan, i: int, dtype: torch.dtype, half: bool) -> Step:
+    """Call ``i``, written to arrays made for it, or to the sample.
 
     Half precision is widened once for all outputs, summed in float32, and each output is rounded once. Large arrays are
     done in blocks, whose intermediate sums stay in a cache.
     """
-    sums = {number: source for number, source in made if not isinstance(source, int)}
-    moves = {number: source for number, source in made if isinstance(source, int)}
-    writer = Writer()
-    writer(
-        f"{''.join(f'v{k}, ' for k in range(count))} = arrays", f"{''.join(f'e{n}, ' for n in sums)} = ends"
-    )
+    outputs, writer = [*enumerate(plan.outputs(i))], Writer()
+    moves = {n: one for n, one in outputs if isinstance(one, int)}
+    # The sample last: memories may be made of an x that is then written to.
+    sums = {n: one for n, one in (*outputs[1:], outputs[0]) if not isinstance(one, int)}
+    writer(f"{unpacked('v', range(given(plan, i)))} = arrays", f"{unpacked('e', sums)} = ends")
     if half:
-        reads = {k for row in sums.values() for k in Form.of(row).reads if k < count}
+        reads = {k for row in sums.values() for k in Form.of(row).reads}
         writer(*(f"v{k} = v{k}.float()" for k in sorted(reads)))
     begun = len(writer.lines)
-    for number, row in sums.items():
-        _write(
-            torch.float32 if half else dtype, writer, row, f"v{count + number}", "" if half else f"e{number}"
-        )
+    for n, row in sums.items():
+        _write(torch.float32 if half else dtype, writer, row, f"o{n}", "" if half else f"e{n}")
         if half:
-            writer(f"e{number}.copy_(v{count + number})")
+            writer(f"e{n}.copy_(o{n})")
     kernels = len(writer.lines) - begun
     whole = writer.function("whole(arrays, ends)", _KERNELS)
     over = 0 not in moves.values()  # else a memory keeps the sample
@@ -130,7 +125,7 @@ def _into(count: int, made: Sequence[Output], dtype: torch.dtype, half: bool) ->
             split = (zip(*(one.view(-1).split(size) for one in some), strict=True) for some in (arrays, ends))
             for parts in zip(*split, strict=True):
                 whole(*parts)
-        first, *others = [found[n] if n in found else arrays[moves[n]] for n in range(len(made))]
+        first, *others = [found[n] if n in found else arrays[moves[n]] for n in range(len(outputs))]
         return state_of((first, tuple(others)))
 
     return step
