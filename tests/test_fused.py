@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 
 from anystep import DDIM, Clip, Euler, Leading, Plan, State, init, reproducible, update
-from anystep_backends import _numpy_fused
+from anystep_backends import _numpy_fused, _torch_fused
 from anystep_conformance.compare import compare
 from anystep_conformance.libraries import FLOATS, cases, library
 from anystep_conformance.subjects import SUBJECTS, random_plan, scale_of
@@ -97,6 +97,7 @@ def test_large_arrays_are_summed_alike(name, monkeypatch):
         monkeypatch.setattr(_numpy_fused, "_numba", lambda: None)
     elif name == "numpy":
         pytest.importorskip("numba")
+    monkeypatch.setattr(_torch_fused, "LARGE", 2**19)
     entry, shape = library(name), (1, 2**19 + 12345)
     for plan in (random_plan(1, 1, 1, seed=3), random_plan(1, 0, 0, seed=1), random_plan(1, 2, 0, seed=8)):
         check(plan, 0, entry, "float32", shape)
@@ -168,6 +169,7 @@ def test_donated_memory(name, monkeypatch):
     if name == "numpy without numba":
         name = "numpy"
         monkeypatch.setattr(_numpy_fused, "_numba", lambda: None)
+    monkeypatch.setattr(_torch_fused, "LARGE", 2**19)
     entry = library(name)
     for plan in (
         DDIM().plan(Leading().levels(SUBJECTS[0].schedule, 4), "epsilon"),

@@ -26,8 +26,8 @@ Tensors = Sequence[torch.Tensor]
 
 BLOCK = 2**18
 """Elements of a block, for each thread."""
-LARGE = 2**19
-"""Elements from which blocks are faster, where a call is more than one kernel."""
+LARGE, LARGE_HALF = 2**22, 2**19
+"""Elements from which blocks are faster, where a call is more than one kernel; half precision is widened besides."""
 
 
 def fuse(plan: Plan, i: int, x: torch.Tensor) -> Step | None:
@@ -118,7 +118,7 @@ def _into(plan: Plan, i: int, dtype: torch.dtype, half: bool) -> Step:
         x = arrays[0]
         found = {n: x if n == 0 and donate and over else torch.empty_like(x) for n in sums}
         ends = [*found.values()]
-        if _fits(arrays) or kernels == 1:
+        if kernels == 1 or _fits(arrays, LARGE_HALF if half else LARGE):
             whole(arrays, ends)
         else:
             size = BLOCK * torch.get_num_threads()
@@ -131,10 +131,10 @@ def _into(plan: Plan, i: int, dtype: torch.dtype, half: bool) -> Step:
     return step
 
 
-def _fits(arrays: Tensors) -> bool:
+def _fits(arrays: Tensors, large: int) -> bool:
     """Whether arrays are best summed as a whole."""
     return (
-        arrays[0].numel() < LARGE
+        arrays[0].numel() < large
         or arrays[0].device.type != "cpu"
         or any(array.requires_grad or not array.is_contiguous() for array in arrays)
     )
