@@ -59,8 +59,8 @@ def painted(
     try:
         if place(x) is None:
             numbers = parts.numbers(i, kind(x).work)
-            return parts.program(numbers, x, model_output, original, mask, known_noise, fresh)
-        return _painted(parts, i, x, model_output, original, mask, known_noise, fresh)
+            return parts.program(numbers, (x, model_output, original, mask, known_noise, *fresh))
+        return _painted(parts, i, x, model_output, original, mask, known_noise, *fresh)
     except (RuntimeError, TypeError):  # under a transform that forbids writing in place
         return None
 
@@ -118,15 +118,14 @@ def _painted(
     model_output: Array,
     original: Array,
     mask: Array,
-    known_noise: Array,
-    fresh: tuple[Array, ...],
+    *noises: Array,
 ) -> Array:
     """Plan by plan; what does not fit a cache, in blocks."""
     found, size = kind(x), math.prod(x.shape)
     step = partial(_mixed, parts, i, found.work)
     if original.shape != x.shape:
         original = found.xp.broadcast_to(original, x.shape)
-    arrays = (x, model_output, original, mask, known_noise, *fresh)
+    arrays = (x, model_output, original, mask, *noises)
     whole = size < LARGE or not isinstance(parts.plan.threshold, Clip | None)
     if whole or not _divisible(arrays):
         total = step(*arrays)
@@ -134,7 +133,7 @@ def _painted(
     result = found.xp.empty(size, dtype=x.dtype, device=place(x))
     if mask.shape != x.shape:
         mask = found.xp.broadcast_to(mask, x.shape)
-    arrays = (x, model_output, original, mask, known_noise, *fresh)
+    arrays = (x, model_output, original, mask, *noises)
     flat = [found.xp.reshape(array, (-1,)) for array in arrays]
     torch = loaded("torch")
     block = BLOCK * (1 if torch is None else torch.get_num_threads())
@@ -207,21 +206,16 @@ def _compiled(threshold: Threshold | None) -> Any:
 def _program(
     threshold: Threshold | None,
     numbers: Array,
-    x: Array,
-    model_output: Array,
-    original: Array,
-    mask: Array,
-    known_noise: Array,
-    fresh: tuple[Array, ...],
+    arrays: tuple[Array, ...],
 ) -> Array:
-    xp, work, _ = kind(x)
-    wide = [xp.astype(array, work) for array in (x, model_output, original, mask, known_noise, *fresh)]
+    xp, work, _ = kind(arrays[0])
+    wide = [xp.astype(array, work) for array in arrays]
     pair, picture, kept, noise, rest = wide[:2], *wide[2:5], wide[5:]
     x0 = _sum(numbers[:_ESTIMATE], pair)
     x0 = x0 if threshold is None else threshold(x0)
     unknown = _sum(numbers[_ESTIMATE:-2], [*pair, x0, *rest])
     known = picture * numbers[-2] + noise * numbers[-1]
-    return xp.astype(kept * known + (1.0 - kept) * unknown, x.dtype)
+    return xp.astype(kept * known + (1.0 - kept) * unknown, arrays[0].dtype)
 
 
 def _spread(row: Row, width: int) -> Float64:

@@ -19,7 +19,16 @@ import numpy as np
 from anystep._array import Array, Kind, backend_of, kind, namespace, place
 from anystep.plan import Plan
 
-__all__ = ["State", "estimate", "init", "matching", "reproducible", "scale_input", "update"]
+__all__ = [
+    "State",
+    "estimate",
+    "init",
+    "matching",
+    "reproducible",
+    "scale_input",
+    "takes_plain_path",
+    "update",
+]
 
 
 class _Path(threading.local):
@@ -29,6 +38,11 @@ class _Path(threading.local):
 
 
 _path = _Path()
+
+
+def takes_plain_path() -> bool:
+    """Whether this thread is inside `reproducible`."""
+    return _path.plain
 
 
 @contextmanager

@@ -15,12 +15,7 @@ from anystep._array import Array, backend, expand, kind, place
 from anystep._checks import integer
 from anystep._combination import Combination
 from anystep._draw import draw
-from anystep._update import (
-    _path,  # pyright: ignore[reportPrivateUsage]
-    init,
-    scale_input,
-    update,
-)
+from anystep._update import init, scale_input, takes_plain_path, update
 from anystep.plan import Plan
 
 __all__ = ["langevin_step", "predictor_corrector"]
@@ -78,7 +73,7 @@ def langevin_step(
         array if array.dtype == work else xp.astype(array, work) for array in (x, score, noise)
     )
     move = _of_each if per_sample or x.shape[0] == 1 else _of_the_batch
-    if place(x) is None and not _path.plain:
+    if place(x) is None and not takes_plain_path():
         move = _compiled(move)
     moved = move(wide, slope, fresh, float(snr), float(alpha))
     return moved if x.dtype == work else xp.astype(moved, x.dtype)

@@ -22,12 +22,7 @@ from anystep._array import Array, Float64, expand, kind, like, namespace
 from anystep._checks import integer
 from anystep._draw import draw
 from anystep._inpainting import painted
-from anystep._update import (
-    State,
-    _path,  # pyright: ignore[reportPrivateUsage]
-    scale_input,
-    update,
-)
+from anystep._update import State, scale_input, takes_plain_path, update
 from anystep.forward import mix
 from anystep.plan import Plan
 
@@ -196,21 +191,7 @@ def inpaint_step(
     kind(original, "original")
     for name, part in (("original", original), ("mask", mask)):
         check_over(name, part, x)
-    return paint(plan, i, x, model_output, original, mask, known_noise, noise)
-
-
-def paint(
-    plan: Plan,
-    i: Any,
-    x: Array,
-    model_output: Array,
-    original: Array,
-    mask: Array,
-    known_noise: Array,
-    noise: Array | None,
-) -> Array:
-    """`inpaint_step` of a plan without memories, and of a picture and a mask that `check_over` has seen."""
-    if i.__class__ is int and not _path.plain:
+    if i.__class__ is int and not takes_plain_path():
         moved = painted(plan, i, x, model_output, original, mask, known_noise, noise)
         if moved is not None:
             return moved

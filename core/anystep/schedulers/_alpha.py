@@ -14,8 +14,8 @@ from anystep.levels import Level, Levels
 from anystep.plan import Plan
 from anystep.predictions import prediction
 from anystep.samplers import Sampler
-from anystep.schedulers._facade import Facade
-from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
+from anystep.schedulers._facade import Facade, answer
+from anystep.schedulers._outputs import Lazy, SchedulerOutput
 from anystep.spacings._timesteps import leading, linspace, trailing
 
 __all__ = ["AlphaFacade", "diffusers_timesteps"]
@@ -158,5 +158,4 @@ class AlphaFacade(Facade):
         if noise is not None and not plan.stochastic[row]:
             noise = None
         moved, _ = update(plan, row, (sample, ()), model_output, noise)
-        values = moved, Lazy(estimate, plan, row, sample, model_output)
-        return kind.of(values) if return_dict else LazyTuple(values)
+        return answer(kind, moved, Lazy(estimate, plan, row, sample, model_output), return_dict)

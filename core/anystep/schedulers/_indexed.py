@@ -13,8 +13,8 @@ from anystep._update import estimate, update
 from anystep.levels import Levels
 from anystep.plan import Plan
 from anystep.predictions import Prediction
-from anystep.schedulers._facade import AnyFacade
-from anystep.schedulers._outputs import Lazy, LazyTuple, SchedulerOutput
+from anystep.schedulers._facade import AnyFacade, answer
+from anystep.schedulers._outputs import Lazy, SchedulerOutput
 
 __all__ = ["IndexedFacade", "reject_integer"]
 
@@ -110,6 +110,11 @@ class IndexedFacade(AnyFacade):
         """Arrays of earlier calls, none before the first."""
         return self._run[1] or ()
 
+    def _memory(self, plan: Plan, sample: Array) -> tuple[Array, ...]:
+        """Arrays of earlier calls, as many as the plan has memories: the sample for those that no row may read yet."""
+        earlier, count = self._earlier, plan.memories
+        return earlier[:count] if len(earlier) >= count else (*earlier, *(sample,) * (count - len(earlier)))
+
     def _advance(
         self,
         plan: Plan,
@@ -121,13 +126,9 @@ class IndexedFacade(AnyFacade):
     ) -> Array:
         """The next sample; index and memories move on only if nothing was raised.
 
-        Where the plan has more memories than there are earlier arrays, no row may read the others. Told not to keep them,
-        the next call has none.
+        Told not to keep the memories, the next call has none.
         """
-        memory, count = (), plan.memories
-        if count:
-            memory = self._earlier
-            memory = memory[:count] if len(memory) >= count else (*memory, *(sample,) * (count - len(memory)))
+        memory = self._memory(plan, sample) if plan.memories else ()
         moved, memory = update(plan, index, (sample, memory), model_output, noise)
         self._run = index + 1, memory if keeps else None
         return moved
@@ -154,8 +155,7 @@ class IndexedFacade(AnyFacade):
     ) -> Any:
         """`_advance`, and what `step` returns of it: the next sample and the estimate of the clean one."""
         moved = self._advance(plan, index, sample, model_output, noise, keeps)
-        values = moved, Lazy(estimate, plan, index, sample, model_output)
-        return kind.of(values) if return_dict else LazyTuple(values)
+        return answer(kind, moved, Lazy(estimate, plan, index, sample, model_output), return_dict)
 
     @property
     @abstractmethod
@@ -182,11 +182,11 @@ class IndexedFacade(AnyFacade):
             self._plans[sampler] = self._plans[chosen] = plan
         return plan
 
-    def _plan_by(self, key: Hashable, sampler: Callable[[], Any]) -> Plan:
-        """The plan of a sampler, found again by a key without making the sampler."""
+    def _plan_by(self, key: Hashable, make: Callable[..., Any], *args: Any) -> Plan:
+        """The plan of the sampler ``make(*args)``, found again by a key without making the sampler."""
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._plan(sampler())
+            plan = self._plans[key] = self._plan(make(*args))
         return plan
 
     def _begin_anew(self) -> None:

@@ -225,9 +225,8 @@ class DPMSolverMultistepScheduler(LambdaFacade):
 
     def _plan_at(self, index: int) -> Plan:
         """The plan of the step at a row, with the history that there is."""
-        key = (self._first(index),)
-        plan = self._plans.get(key)
-        return plan if plan is not None else self._plan_by(key, lambda: self._ended(*key))
+        begun = self._first(index)
+        return self._plan_by((begun,), self._ended, begun)
 
     def _ended(self, begun: int) -> HeldDPMSolver:
         """The solver with the orders of the last steps."""
@@ -330,9 +329,8 @@ class DPMSolverMultistepScheduler(LambdaFacade):
         sample = _sample(args, 1, sample)
         model_output = self._first_channels(model_output, sample)
         plan, index = self._plan_at(self._current), self._current
-        memory = (*self._earlier, *(sample,) * plan.memories)[: plan.memories]
         noise = sample if plan.noises else None
-        return update(plan, index, State(sample, memory), model_output, noise).memory[0]
+        return update(plan, index, State(sample, self._memory(plan, sample)), model_output, noise).memory[0]
 
     def dpm_solver_first_order_update(
         self,

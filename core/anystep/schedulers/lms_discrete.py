@@ -148,8 +148,8 @@ class LMSDiscreteScheduler(SigmaFacade):
             If ``order`` is no such integer, or a shape differs. Nothing is changed then.
         """
         index = self._index(timestep)
-        order = order if order.__class__ is int and order > 0 else integer("order", order)
+        order = integer("order", order)
         # A whole history is the same in every row.
         key = order, len(self._earlier), min(index + 1, order)
-        plan = self._plan_by(key, lambda: self._sampler(order, index))
+        plan = self._plan_by(key, self._sampler, order, index)
         return self._answer(LMSDiscreteSchedulerOutput, plan, index, sample, model_output, return_dict)

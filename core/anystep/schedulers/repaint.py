@@ -10,14 +10,13 @@ from anystep._array import Array, kind
 from anystep._checks import integer
 from anystep._draw import draw
 from anystep._update import estimate, matching
-from anystep.repaint import check_over, paint, renoise, undo_step, walk
+from anystep.repaint import check_over, inpaint_step, renoise, undo_step, walk
 from anystep.samplers import DDIM
 from anystep.schedulers._alpha import AlphaFacade
 from anystep.schedulers._config import register_to_config
-from anystep.schedulers._facade import answer, as_number
+from anystep.schedulers._facade import answer
 from anystep.schedulers._outputs import Lazy, RePaintSchedulerOutput
 from anystep.schedulers._remembered import remembered
-from anystep.schedulers._told import on_host
 
 __all__ = ["RePaintScheduler"]
 
@@ -170,7 +169,7 @@ class RePaintScheduler(AlphaFacade):
         if plan.stochastic[row]:
             apart = "repaint-shared-noise" in self._corrections
             fresh = draw(model_output, generator, self._drawn + 1) if apart else known_noise
-        moved = paint(plan, row, sample, model_output, original_image, mask, known_noise, fresh)
+        moved = inpaint_step(plan, row, sample, model_output, original_image, mask, known_noise, fresh)
         self._drawn += 1 + (fresh is not None and fresh is not known_noise)
         return answer(
             RePaintSchedulerOutput, moved, Lazy(estimate, plan, row, sample, model_output), return_dict
@@ -211,10 +210,7 @@ class RePaintScheduler(AlphaFacade):
     def _told(self, timestep: Any) -> int:
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps=None: call set_timesteps(N) before step.")
-        if timestep.__class__ is int or isinstance(timestep, np.integer):
-            return int(timestep)
-        position = self._position(timestep, self.timesteps)
-        return int(as_number("timestep", on_host(timestep)) if position is None else self._times[position])
+        return int(self._number(timestep))
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> NoReturn:
         """Not for training, as in diffusers: `DDPMScheduler.add_noise` is."""

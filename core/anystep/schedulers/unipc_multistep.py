@@ -360,13 +360,10 @@ class UniPCMultistepScheduler(LambdaFacade):
     def _plan_at(self, index: int) -> Plan:
         """The plan of a step, found again without making its sampler."""
         key = (self._first(index), *self.disable_corrector)
-        plan = self._plans.get(key)
-        return plan if plan is not None else self._plan_by(key, lambda: self._sampler(index))
+        return self._plan_by(key, self._sampler, index)
 
     def _moved(self, plan: Plan, index: int, sample: Array, model_output: Array) -> State:
-        memory, count = self._earlier, plan.memories
-        memory = memory[:count] if len(memory) >= count else (*memory, *(sample,) * (count - len(memory)))
-        return update(plan, index, (sample, memory), model_output)
+        return update(plan, index, (sample, self._memory(plan, sample)), model_output)
 
     # ------------------------------------------------------------------ parts of a step
 
